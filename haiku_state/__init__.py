@@ -1,0 +1,1 @@
+"""Linen-style modules and state for Haiku."""
