@@ -1,0 +1,19 @@
+"""Orbax, which comes with an extra and is imported where it is used."""
+
+
+def import_orbax():
+  """It returns the module `orbax.checkpoint`.
+
+  Raises:
+    ImportError: it is not installed. The message names the extra.
+  """
+  try:
+    import orbax.checkpoint
+  except ImportError as error:
+    raise ImportError(
+      'Orbax checkpoints need the package orbax-checkpoint, which is not'
+      " installed. Run `pip install 'haiku_state[checkpoint]'`. To write"
+      ' checkpoints as single msgpack files, without Orbax, use'
+      " haiku_state.config.update('flax_use_orbax_checkpointing', False)."
+    ) from error
+  return orbax.checkpoint
