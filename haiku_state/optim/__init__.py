@@ -1,0 +1,61 @@
+"""The optimizers of ``flax.optim``, which left Flax with version 0.6.0.
+
+A program uses one by making its definition, then an ``Optimizer`` of it and the
+parameters, and applying gradients. Each optimizer is hyper-parameters plus one
+expression of optax; ``docs/flax_optim.md`` says how exactly they agree.
+
+>>> import jax
+>>> import jax.numpy as jnp
+>>> from haiku_state import optim
+>>> optimizer = optim.Momentum(learning_rate=0.1).create({'w': jnp.ones(3)})
+>>> loss_fn = lambda params: jnp.sum(params['w'] ** 2)
+>>> for _ in range(100):
+...   grads = jax.grad(loss_fn)(optimizer.target)
+...   optimizer = optimizer.apply_gradient(grads)
+>>> int(optimizer.state.step), bool(loss_fn(optimizer.target) < 1e-2)
+(100, True)
+
+See https://github.com/google/flax/tree/v0.5.3/flax/optim.
+"""
+
+from haiku_state.optim import dynamic_scale
+from haiku_state.optim.adabelief import AdaBelief
+from haiku_state.optim.adadelta import Adadelta
+from haiku_state.optim.adafactor import Adafactor
+from haiku_state.optim.adagrad import Adagrad
+from haiku_state.optim.adam import Adam
+from haiku_state.optim.base import (
+  ModelParamTraversal,
+  MultiOptimizer,
+  Optimizer,
+  OptimizerDef,
+  OptimizerState,
+)
+from haiku_state.optim.dynamic_scale import DynamicScale
+from haiku_state.optim.lamb import LAMB
+from haiku_state.optim.lars import LARS
+from haiku_state.optim.momentum import Momentum
+from haiku_state.optim.rmsprop import RMSProp
+from haiku_state.optim.sgd import GradientDescent
+from haiku_state.optim.weight_norm import WeightNorm
+
+__all__ = [
+  'LAMB',
+  'LARS',
+  'AdaBelief',
+  'Adadelta',
+  'Adafactor',
+  'Adagrad',
+  'Adam',
+  'DynamicScale',
+  'GradientDescent',
+  'ModelParamTraversal',
+  'Momentum',
+  'MultiOptimizer',
+  'Optimizer',
+  'OptimizerDef',
+  'OptimizerState',
+  'RMSProp',
+  'WeightNorm',
+  'dynamic_scale',
+]
