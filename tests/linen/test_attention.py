@@ -1,0 +1,542 @@
+"""Attention: masks, cache, dropout, and what is said of wrong arguments."""
+
+import functools
+import inspect
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from haiku_state.linen import attention
+
+NAMES = (
+  'dot_product_attention_weights',
+  'dot_product_attention',
+  'MultiHeadDotProductAttention',
+  'MultiHeadAttention',
+  'SelfAttention',
+  'make_attention_mask',
+  'make_causal_mask',
+  'combine_masks',
+)
+
+Attention = attention.MultiHeadDotProductAttention
+
+
+def normal(seed, *shape, dtype=jnp.float32):
+  return jax.random.normal(jax.random.key(seed), shape, dtype)
+
+
+def by_hand(query, key, value, bias=0.0, mask=True):
+  """Attention in float64, from the equation."""
+  query, key, value = (np.asarray(x, np.float64) for x in (query, key, value))
+  logits = np.einsum('...qhd,...khd->...hqk', query, key)
+  logits = logits / np.sqrt(query.shape[-1]) + np.asarray(bias, np.float64)
+  logits = np.where(mask, logits, -1e300)
+  weights = np.exp(logits - logits.max(-1, keepdims=True))
+  weights = weights / weights.sum(-1, keepdims=True)
+  return weights, np.einsum('...hqk,...khd->...qhd', weights, value)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_signature_is_that_of_flax(name):
+  flax = pytest.importorskip('flax.linen.attention')
+  for get in (lambda x: x, lambda x: getattr(x, '__call__', x)):
+    ours = inspect.signature(get(getattr(attention, name))).parameters
+    theirs = inspect.signature(get(getattr(flax, name))).parameters
+    assert list(ours) == list(theirs)
+    for parameter in ours:
+      a, b = ours[parameter], theirs[parameter]
+      assert a.kind == b.kind, parameter
+      if not callable(a.default):
+        assert a.default == b.default, parameter
+
+
+@pytest.mark.parametrize('batch', [(), (2,), (2, 3)])
+def test_is_the_equation(batch):
+  query, key = normal(0, *batch, 3, 2, 4), normal(1, *batch, 5, 2, 4)
+  value, bias = normal(2, *batch, 5, 2, 6), normal(3, *batch, 2, 3, 5)
+  mask = normal(4, *batch, 2, 3, 5) > -0.5
+  weights, expected = by_hand(query, key, value, bias, mask)
+  np.testing.assert_allclose(
+    attention.dot_product_attention_weights(query, key, bias, mask),
+    weights,
+    atol=1e-6,
+  )
+  np.testing.assert_allclose(
+    attention.dot_product_attention(query, key, value, bias, mask),
+    expected,
+    atol=1e-5,
+  )
+
+
+def test_row_that_masks_everything_averages_without_nan():
+  query, key, value = normal(0, 3, 1, 4), normal(1, 5, 1, 4), normal(2, 5, 1, 4)
+  mask = jnp.ones((1, 3, 5), bool).at[:, 1].set(False)
+
+  def second_row(query, key, value):
+    y = attention.dot_product_attention(query, key, value, mask=mask)
+    return y[1].sum(), y
+
+  grads, y = jax.grad(second_row, (0, 1, 2), has_aux=True)(query, key, value)
+  np.testing.assert_allclose(y[1], value.mean(0), rtol=1e-5)
+  assert not np.any(grads[0]) and not np.any(grads[1])
+  np.testing.assert_allclose(grads[2], 0.2, rtol=1e-5)
+
+
+def test_masked_values_do_not_matter():
+  layer, x = Attention(num_heads=2), normal(0, 1, 5, 4)
+  variables = layer.init(jax.random.key(0), x)
+  mask = attention.make_causal_mask(x[..., 0])
+  y = layer.apply(variables, x, mask=mask)
+  changed = x.at[:, 3:].set(7.0)
+  np.testing.assert_array_equal(
+    y[:, :3], layer.apply(variables, changed, mask=mask)[:, :3]
+  )
+  seen = jax.jacobian(lambda x: layer.apply(variables, x, mask=mask))(x)
+  reach = np.any(np.asarray(seen)[0, :, :, 0], axis=(1, 3))
+  np.testing.assert_array_equal(reach, np.tri(5, dtype=bool))
+
+
+@pytest.mark.parametrize('dtype', [None, jnp.bfloat16])
+@pytest.mark.parametrize('batch', [(), (2,), (2, 3)])
+def test_decoding_step_by_step_is_causal_attention(batch, dtype):
+  x = normal(0, *batch, 4, 6)
+  full = Attention(num_heads=2, qkv_features=4, dtype=dtype)
+  step = full.clone(decode=True)
+  variables = step.init(jax.random.key(1), x)
+  cache = variables['cache']
+  assert cache['cached_key'].shape == (*batch, 4, 2, 2)
+  assert cache['cached_key'].dtype == (dtype or jnp.float32)
+  assert cache['cache_index'].dtype == jnp.int32
+  params = {'params': variables['params']}
+  mask = attention.make_causal_mask(x[..., 0])
+  expected = full.apply(params, x, mask=mask)
+
+  for t in range(4):
+    y, state = step.apply(
+      {**params, 'cache': cache}, x[..., t : t + 1, :], mutable=['cache']
+    )
+    cache = state['cache']
+    np.testing.assert_allclose(
+      np.asarray(y[..., 0, :], np.float32),
+      np.asarray(expected[..., t, :], np.float32),
+      atol=1e-6 if dtype is None else 2e-2,
+    )
+  assert int(cache['cache_index']) == 4
+
+
+def test_decoding_takes_a_mask_of_its_own():
+  x = normal(0, 1, 4, 6)
+  step = Attention(num_heads=2, decode=True)
+  variables = step.init(jax.random.key(1), x)
+  mask = jnp.array([True, False, True, True])[None, None, None]
+  outs = []
+  for hidden in (0.0, 9.0):
+    state = variables
+    for t in range(3):
+      x_t = x[:, t : t + 1] + (hidden if t == 1 else 0.0)
+      y, cache = step.apply(state, x_t, mask=mask, mutable=['cache'])
+      state = {**variables, **cache}
+    outs.append(y)
+  np.testing.assert_array_equal(*outs)
+
+
+def test_weights_are_sown():
+  layer, x = Attention(num_heads=2), normal(0, 1, 3, 4)
+  variables = layer.init(jax.random.key(0), x)
+  assert set(variables) == {'params'}
+  _, state = layer.apply(
+    variables, x, sow_weights=True, mutable=['intermediates']
+  )
+  (weights,) = state['intermediates']['attention_weights']
+  assert weights.shape == (1, 2, 3, 3)
+  np.testing.assert_allclose(weights.sum(-1), 1.0, rtol=1e-6)
+  _, state = layer.apply(variables, x, mutable=['intermediates'])
+  assert 'intermediates' not in state or not state['intermediates']
+
+
+@pytest.mark.parametrize('force', [False, True])
+def test_softmax_in_float32(force):
+  query, key = normal(0, 3, 1, 4, dtype='bfloat16'), normal(1, 3, 1, 4)
+  compute = functools.partial(
+    attention.dot_product_attention_weights,
+    dtype=jnp.bfloat16,
+    force_fp32_for_softmax=force,
+  )
+  assert compute(query, key).dtype == (jnp.float32 if force else jnp.bfloat16)
+  text = str(jax.make_jaxpr(compute)(query, key))
+  assert ('exp' in text) and ('f32[1,3,3] = exp' in text) == force
+
+
+class TestDropout:
+  layer = Attention(num_heads=2, dropout_rate=0.5)
+  x = jnp.ones((3, 4, 6))
+
+  def apply(self, **call):
+    variables = self.layer.init(jax.random.key(0), self.x, deterministic=True)
+    return self.layer.apply(variables, self.x, **call)
+
+  def weights(self, **options):
+    query, key = normal(0, 3, 4, 2, 5), normal(1, 3, 4, 2, 5)
+    weights = functools.partial(
+      attention.dot_product_attention_weights, query, key
+    )
+    dropped = weights(
+      dropout_rng=jax.random.key(2), dropout_rate=0.5, **options
+    )
+    return weights(), dropped
+
+  def test_draws_from_the_stream_or_from_the_key_that_is_given(self):
+    rngs = [{'dropout': jax.random.key(seed)} for seed in (1, 2)]
+    draw = functools.partial(self.apply, deterministic=False)
+    assert np.any(draw(rngs=rngs[0]) != draw(rngs=rngs[1]))
+    np.testing.assert_array_equal(
+      draw(rngs=rngs[0], dropout_rng=jax.random.key(3)),
+      draw(rngs=rngs[1], dropout_rng=jax.random.key(3)),
+    )
+
+  def test_must_be_told_whether_to_drop(self):
+    with pytest.raises(ValueError, match='deterministic'):
+      self.apply()
+
+  def test_needs_no_word_where_nothing_is_dropped(self):
+    layer = Attention(num_heads=2)
+    variables = layer.init(jax.random.key(0), self.x)
+    layer.apply(variables, self.x)
+
+  def test_broadcast_drops_the_same_for_all_examples_and_heads(self):
+    _, dropped = self.weights()
+    zero = np.asarray(dropped) == 0
+    assert zero.any() and np.all(zero == zero[:1, :1])
+    _, dropped = self.weights(broadcast_dropout=False)
+    zero = np.asarray(dropped) == 0
+    assert np.any(zero != zero[:1, :1])
+
+  def test_scales_up_what_stays(self):
+    weights, dropped = self.weights()
+    stays = np.asarray(dropped) != 0
+    np.testing.assert_allclose(
+      np.asarray(dropped)[stays], 2 * np.asarray(weights)[stays], rtol=1e-6
+    )
+
+  def test_deterministic_drops_nothing(self):
+    weights, dropped = self.weights(deterministic=True)
+    np.testing.assert_array_equal(weights, dropped)
+
+
+class TestAttentionFn:
+  x = jnp.ones((1, 3, 4))
+
+  def run(self, function, **call):
+    layer = Attention(num_heads=2, attention_fn=function)
+    return layer.init_with_output(jax.random.key(0), self.x, **call)[0]
+
+  def test_gets_the_options_that_it_names(self):
+    got = {}
+
+    def function(query, key, value, mask=None, dtype=None):
+      got.update(mask=mask, dtype=dtype)
+      return value
+
+    assert self.run(function, mask='any').shape == (1, 3, 4)
+    assert got == {'mask': 'any', 'dtype': None}
+
+  def test_gets_the_module_if_weights_are_sown(self):
+    got = []
+
+    def function(query, key, value, module=None):
+      got.append(module)
+      return value
+
+    self.run(function)
+    self.run(function, sow_weights=True)
+    assert got[0] is None and isinstance(got[1], Attention)
+
+  def test_may_be_a_partial(self):
+    function = functools.partial(
+      attention.dot_product_attention, bias=jnp.zeros((2, 3, 3))
+    )
+    np.testing.assert_array_equal(
+      self.run(function), self.run(attention.dot_product_attention)
+    )
+
+
+class TestEinsum:
+  query, key, value = normal(0, 3, 2, 4), normal(1, 3, 2, 4), normal(2, 3, 2, 4)
+
+  def test_both_are_called(self):
+    calls = []
+
+    def einsum(equation, *operands):
+      calls.append(equation)
+      return jnp.einsum(equation, *operands)
+
+    y = attention.dot_product_attention(
+      self.query,
+      self.key,
+      self.value,
+      qk_attn_weights_einsum=einsum,
+      attn_weights_value_einsum=einsum,
+    )
+    assert calls == ['...qhd,...khd->...hqk', '...hqk,...khd->...qhd']
+    np.testing.assert_array_equal(
+      y,
+      attention.dot_product_attention(self.query, self.key, self.value),
+    )
+
+  def test_dot_general_is_called(self):
+    calls = []
+
+    def dot_general(*args, **kwargs):
+      calls.append(args)
+      return jax.lax.dot_general(*args, **kwargs)
+
+    attention.dot_product_attention(
+      self.query, self.key, self.value, einsum_dot_general=dot_general
+    )
+    assert len(calls) == 2
+
+  def test_layer_makes_one_einsum_of_each_class(self):
+    made = []
+
+    def factory(name):
+      made.append(name)
+      return jnp.einsum
+
+    layer = Attention(
+      num_heads=2,
+      qk_attn_weights_einsum_cls=functools.partial(factory, 'weights'),
+      attn_weights_value_einsum_cls=functools.partial(factory, 'values'),
+    )
+    layer.init(jax.random.key(0), jnp.ones((1, 3, 4)))
+    assert made == ['weights', 'values']
+
+
+def weights_of(query, key, **options):
+  attention.dot_product_attention_weights(
+    jnp.ones(query), jnp.ones(key), **options
+  )
+
+
+def attend(query, key, value, **options):
+  attention.dot_product_attention(
+    jnp.ones(query), jnp.ones(key), jnp.ones(value), **options
+  )
+
+
+def call(*inputs, num_heads=2, **options):
+  layer = Attention(num_heads=num_heads)
+  inputs = [x if x is None else jnp.ones(x) for x in inputs]
+  layer.init(jax.random.key(0), *inputs, **options)
+
+
+def decode_two_at_once():
+  layer, x = Attention(num_heads=2, decode=True), jnp.ones((3, 5, 4))
+  variables = layer.init(jax.random.key(0), x)
+  layer.apply(variables, x[:, :2], mutable=['cache'])
+
+
+QKV = ((2, 3, 1, 4),) * 3
+ERRORS = {
+  'einsum and precision': (
+    lambda: weights_of(*QKV[:2], einsum=jnp.einsum, precision='highest'),
+    ValueError,
+    'precision/einsum_dot_general and einsum are mutually exclusive. Please '
+    'specify only one of them.',
+  ),
+  'one einsum': (
+    lambda: attend(*QKV, qk_attn_weights_einsum=jnp.einsum),
+    ValueError,
+    'qk_attn_weights_einsum and attn_weights_value_einsum must be specified '
+    'together.',
+  ),
+  'other einsum': (
+    lambda: attend(*QKV, attn_weights_value_einsum=jnp.einsum),
+    ValueError,
+    'qk_attn_weights_einsum and attn_weights_value_einsum must be specified '
+    'together.',
+  ),
+  'einsums and precision': (
+    lambda: attend(
+      *QKV,
+      qk_attn_weights_einsum=jnp.einsum,
+      attn_weights_value_einsum=jnp.einsum,
+      precision='highest',
+    ),
+    ValueError,
+    'precision/einsum_dot_general and qk_attn_weights_einsum/'
+    'attn_weights_value_einsum are mutually exclusive. Please specify only one '
+    'of them.',
+  ),
+  'ranks of q, k': (
+    lambda: weights_of((2, 3, 1, 4), (3, 1, 4)),
+    AssertionError,
+    'q, k must have same rank.',
+  ),
+  'batches of q, k': (
+    lambda: weights_of((2, 3, 1, 4), (3, 3, 1, 4)),
+    AssertionError,
+    'q, k batch dims must match.',
+  ),
+  'heads of q, k': (
+    lambda: weights_of((3, 1, 4), (3, 2, 4)),
+    AssertionError,
+    'q, k num_heads must match.',
+  ),
+  'depths of q, k': (
+    lambda: weights_of((3, 1, 4), (3, 1, 5)),
+    AssertionError,
+    'q, k depths must match.',
+  ),
+  'ranks of q, k, v': (
+    lambda: attend((2, 3, 1, 4), (2, 3, 1, 4), (3, 1, 4)),
+    AssertionError,
+    'q, k, v must have same rank.',
+  ),
+  'batches of q, k, v': (
+    lambda: attend((2, 3, 1, 4), (2, 3, 1, 4), (1, 3, 1, 4)),
+    AssertionError,
+    'q, k, v batch dims must match.',
+  ),
+  'heads of q, k, v': (
+    lambda: attend((3, 1, 4), (3, 1, 4), (3, 2, 4)),
+    AssertionError,
+    'q, k, v num_heads must match.',
+  ),
+  'lengths of k, v': (
+    lambda: attend((3, 1, 4), (3, 1, 4), (2, 1, 4)),
+    AssertionError,
+    'k, v lengths must match.',
+  ),
+  'heads that do not divide': (
+    lambda: call((1, 3, 4), num_heads=3),
+    AssertionError,
+    'Memory dimension (4) must be divisible by number of heads (3).',
+  ),
+  'k and kv': (
+    lambda: call((1, 3, 4), (1, 3, 4), inputs_kv=jnp.ones((1, 3, 4))),
+    ValueError,
+    'If either `inputs_k` or `inputs_v` is not None, `inputs_kv` must be None. '
+    'If `inputs_kv` is not None, both `inputs_k` and `inputs_v` must be None. '
+    'We recommend using `inputs_k` and `inputs_v` args, since `inputs_kv` will '
+    'be deprecated soon. See https://github.com/google/flax/discussions/3389 '
+    'for more information.',
+  ),
+  'v without k': (
+    lambda: call((1, 3, 4), None, (1, 3, 4)),
+    ValueError,
+    '`inputs_k` cannot be None if `inputs_v` is not None. To have both '
+    '`inputs_k` and `inputs_v` be the same value, pass in the value to '
+    '`inputs_k` and leave `inputs_v` as None.',
+  ),
+  'two positions for the cache': (
+    decode_two_at_once,
+    ValueError,
+    'Autoregressive cache shape error, expected query shape (3, 1, 2, 2) '
+    'instead got (3, 2, 2, 2).',
+  ),
+  'ranks of masks': (
+    lambda: attention.combine_masks(jnp.ones((1, 2)), jnp.ones((1, 1, 2))),
+    AssertionError,
+    'masks must have same rank: (2, 3)',
+  ),
+}
+
+
+@pytest.mark.parametrize('name', ERRORS)
+def test_error(name):
+  program, error, text = ERRORS[name]
+  with pytest.raises(error) as info:
+    program()
+  # pytest adds to the message of an assertion in a file that it rewrites.
+  assert str(info.value).splitlines()[0] == text
+
+
+class TestWarnings:
+  x = jnp.ones((1, 3, 3))
+
+  def warned(self, layer, *args, **kwargs):
+    with warnings.catch_warnings(record=True) as caught:
+      warnings.simplefilter('always')
+      y, _ = layer.init_with_output(jax.random.key(0), *args, **kwargs)
+    return y, [
+      str(w.message) for w in caught if w.category is DeprecationWarning
+    ]
+
+  def test_inputs_kv(self):
+    layer, kv = Attention(num_heads=3), 2 * self.x
+    y, (text,) = self.warned(layer, self.x, inputs_kv=kv)
+    assert text.startswith('The inputs_kv arg will be deprecated soon. Use ')
+    np.testing.assert_array_equal(y, self.warned(layer, self.x, kv)[0])
+
+  def test_mask_in_the_place_of_values(self):
+    layer = Attention(num_heads=3)
+    _, (text,) = self.warned(layer, self.x, self.x, self.x)
+    assert text.startswith('You are passing an array of shape (1, 3, 3) to ')
+    assert self.warned(layer, self.x, self.x)[1] == []
+
+  def test_self_attention(self):
+    y, (text,) = self.warned(attention.SelfAttention(num_heads=3), self.x)
+    assert text.startswith('SelfAttention will be deprecated soon. Use ')
+    same, none = self.warned(Attention(num_heads=3), self.x)
+    assert none == []
+    np.testing.assert_array_equal(y, same)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+  batch=st.lists(st.integers(1, 3), max_size=2),
+  q=st.integers(1, 4),
+  kv=st.integers(1, 4),
+  extra=st.integers(0, 2),
+)
+def test_attention_mask_has_a_pair_where_both_are(batch, q, kv, extra):
+  rng = np.random.default_rng(q * 5 + kv)
+  query, key = rng.random((*batch, q)) < 0.5, rng.random((*batch, kv)) < 0.5
+  mask = attention.make_attention_mask(
+    query, key, extra_batch_dims=extra, dtype=bool
+  )
+  assert mask.dtype == bool
+  assert mask.shape == (*[1] * extra, *batch, 1, q, kv)
+  expected = query[..., None, :, None] & key[..., None, None, :]
+  np.testing.assert_array_equal(mask.reshape(expected.shape), expected)
+
+
+@pytest.mark.parametrize('extra', [0, 2])
+def test_causal_mask_is_a_triangle(extra):
+  mask = attention.make_causal_mask(jnp.zeros((2, 3)), extra_batch_dims=extra)
+  assert mask.shape == (*[1] * extra, 2, 1, 3, 3)
+  assert mask.dtype == jnp.float32
+  np.testing.assert_array_equal(mask.reshape(2, 3, 3)[1], np.tri(3))
+
+
+def test_combined_masks():
+  rows, columns = jnp.array([[1, 0]]), jnp.array([[1], [1]])
+  both = attention.combine_masks(None, rows, columns, None)
+  np.testing.assert_array_equal(both, [[1, 0], [1, 0]])
+  assert both.dtype == jnp.float32
+  assert attention.combine_masks(rows, dtype=bool).dtype == bool
+  assert attention.combine_masks() is attention.combine_masks(None) is None
+
+
+def test_normalized_queries_and_keys():
+  layer = Attention(num_heads=2, normalize_qk=True, use_bias=False)
+  x = normal(0, 1, 3, 4)
+  variables = layer.init(jax.random.key(0), x)
+  params = variables['params']
+  assert set(params) == {'query', 'key', 'value', 'query_ln', 'key_ln', 'out'}
+  assert set(params['query_ln']) == {'scale'} and set(params['out']) == {
+    'kernel'
+  }
+  scaled = jax.tree_util.tree_map(lambda p: p, params)
+  scaled = {**scaled, 'key': {'kernel': 7.0 * params['key']['kernel']}}
+  np.testing.assert_allclose(
+    layer.apply({'params': params}, x),
+    layer.apply({'params': scaled}, x),
+    atol=1e-4,
+  )
