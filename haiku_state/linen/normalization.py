@@ -841,7 +841,7 @@ def _how_to_bind(layer: Any, axis_name: Any) -> str:
   lines.append('Statistics over the input alone need no name: axis_name=None.')
   if hasattr(layer, 'use_running_average'):
     lines.append(
-      'Nor does evaluation, use_running_average=True, nor init, need the axis.'
+      'Evaluation (use_running_average=True) and init need no mapped axis.'
     )
   return '\n'.join(lines)
 
@@ -981,7 +981,9 @@ def _masked_mapped_means(
   ]
   *sums, count = lax.psum((*sums, count), axis_name, axis_index_groups=groups)
   count = jnp.maximum(count, 1)
-  return tuple((s / count).astype(x.dtype) for s, x in zip(sums, xs))
+  return tuple(
+    (total / count).astype(canonicalize_dtype(x)) for total, x in zip(sums, xs)
+  )
 
 
 def _normalize(
@@ -1029,14 +1031,14 @@ def _normalize(
 
   def parameter(name: str, init: Initializer) -> Array:
     value = mdl.param(name, init, param_shape, param_dtype)
-    value = value.reshape(broadcast_shape)
+    value = lax.reshape(value, broadcast_shape)
     return (
       value if force_float32_reductions else jnp.asarray(value, param_dtype)
     )
 
   scale = bias = None
-  mean = jnp.expand_dims(mean, reduction_axes)
-  var = jnp.expand_dims(var, reduction_axes)
+  mean = lax.expand_dims(mean, reduction_axes)
+  var = lax.expand_dims(var, reduction_axes)
   y = x - mean
   factor = lax.rsqrt(var + epsilon)
   if use_scale:

@@ -1,0 +1,205 @@
+"""What holds for every layer, over the rows of layers_table.py.
+
+The comparisons with Flax look at lowered programs rather than at numbers: where
+the text is the same, so is every number, for each input.
+"""
+
+import functools
+import importlib
+import importlib.util
+
+import jax
+import jax.numpy as jnp
+import layers_table
+import numpy as np
+import pytest
+
+import haiku_state.linen as nn
+
+ROWS = list(layers_table.ROWS)
+if importlib.util.find_spec('layers_table_b'):
+  ROWS += importlib.import_module('layers_table_b').ROWS
+
+over_rows = pytest.mark.parametrize('row', ROWS, ids=lambda row: row.name)
+over_dtypes = pytest.mark.parametrize(
+  'row, dtype',
+  [
+    pytest.param(row, dtype, id=f'{row.name}-{dtype}')
+    for row in ROWS
+    for dtype in row.dtypes
+  ],
+)
+
+
+@pytest.fixture(scope='module')
+def flax_nn():
+  return pytest.importorskip('flax.linen')
+
+
+@functools.cache
+def initialized(row, namespace):
+  """It returns the layer and its variables, which no test changes."""
+  layer = row.make(namespace)
+  return layer, layer.init(row.keys(), *row.args(), **row.call_kwargs())
+
+
+def forward(layer, row, dtype=jnp.float32):
+  """It returns a function (variables, *args) to (output, updates)."""
+  kwargs, keys = row.call_kwargs(dtype), row.keys()
+
+  def run(variables, *args):
+    return layer.apply(
+      variables, *args, rngs=keys, mutable=list(row.updates), **kwargs
+    )
+
+  return run
+
+
+def gradient(layer, row, dtype=jnp.float32):
+  """It returns a function (variables, *args) to the gradients of a sum."""
+  run = forward(layer, row, dtype)
+
+  def run_grad(variables, *args):
+    def loss(variables, *args):
+      out = jax.tree.leaves(run(variables, *args))
+      return sum(jnp.sum(jnp.abs(x).astype('float32') ** 2) for x in out)
+
+    argnums = tuple(
+      i
+      for i, x in enumerate((variables, *args))
+      if all(jnp.issubdtype(y.dtype, jnp.floating) for y in jax.tree.leaves(x))
+    )
+    return jax.grad(loss, argnums)(variables, *args)
+
+  return run_grad
+
+
+def mapped(layer, row):
+  """It returns the forward function for arguments with one more axis."""
+  return jax.vmap(forward(layer, row), (None,) + (0,) * len(row.inputs))
+
+
+def lowered_text(f, *args):
+  """It returns the program without the names of its arguments and results."""
+
+  # Flat lists, because the trees' types are part of a program's text.
+  leaves, tree = jax.tree.flatten(args)
+
+  def program(*leaves):
+    return jax.tree.leaves(f(*tree.unflatten(leaves)))
+
+  return jax.jit(program, keep_unused=True).lower(*leaves).as_text()
+
+
+def as_dict(tree):
+  """It returns plain dicts for the mappings in a tree of variables."""
+  if isinstance(tree, tuple):
+    return tuple(map(as_dict, tree))
+  if hasattr(tree, 'items'):
+    return {k: as_dict(v) for k, v in tree.items()}
+  return tree
+
+
+def assert_same_leaves(ours, theirs):
+  ours, theirs = as_dict(ours), as_dict(theirs)
+  assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+  for (path, a), b in zip(
+    jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(theirs)
+  ):
+    where = jax.tree_util.keystr(path)
+    assert (a.shape, a.dtype) == (b.shape, b.dtype), where
+    np.testing.assert_array_equal(np.asarray(a), np.asarray(b), where)
+
+
+@over_rows
+def test_variables_are_those_of_flax(row, flax_nn):
+  _, ours = initialized(row, nn)
+  _, theirs = initialized(row, flax_nn)
+  assert sorted(ours) == sorted(row.collections)
+  assert_same_leaves(ours, theirs)
+
+
+@over_rows
+def test_output_and_updates_are_those_of_flax(row, flax_nn):
+  layer, variables = initialized(row, nn)
+  theirs, _ = initialized(row, flax_nn)
+  got = forward(layer, row)(variables, *row.args())
+  want = forward(theirs, row)(as_dict(variables), *row.args())
+  assert sorted(got[1]) == sorted(row.updates)
+  assert_same_leaves({'out': got[0], **got[1]}, {'out': want[0], **want[1]})
+
+
+@over_rows
+@pytest.mark.parametrize('transform', [gradient, mapped], ids=['grad', 'vmap'])
+def test_lowered_transform_is_that_of_flax(row, transform, flax_nn):
+  layer, variables = initialized(row, nn)
+  theirs, _ = initialized(row, flax_nn)
+  args = (as_dict(variables), *row.args())
+  if transform is mapped:
+    args = (args[0], *jax.tree.map(lambda x: jnp.stack([x, x]), args[1:]))
+  assert lowered_text(transform(layer, row), *args) == lowered_text(
+    transform(theirs, row), *args
+  )
+
+
+@over_dtypes
+def test_lowered_forward_is_that_of_flax_in_each_dtype(row, dtype, flax_nn):
+  with jax.enable_x64(dtype == 'float64'):
+    args = row.args(dtype)
+
+    def variables(namespace):
+      def init(*args):
+        return row.make(namespace).init(
+          row.keys(), *args, **row.call_kwargs(dtype)
+        )
+
+      return as_dict(jax.eval_shape(init, *args))
+
+    ours = variables(nn)
+    assert ours == variables(flax_nn)
+    texts = [
+      lowered_text(forward(row.make(namespace), row, dtype), ours, *args)
+      for namespace in (nn, flax_nn)
+    ]
+    assert texts[0] == texts[1]
+
+
+@over_rows
+def test_jit_agrees_and_traces_once(row):
+  layer, variables = initialized(row, nn)
+  run, args = forward(layer, row), row.args()
+  variables = as_dict(variables)
+  traces = []
+
+  @jax.jit
+  def jitted(variables, *args):
+    traces.append(1)
+    return run(variables, *args)
+
+  with jax.checking_leaks():
+    got = jitted(variables, *args)
+  assert_close(got, run(variables, *args))
+  jitted({**variables, **as_dict(got[1])}, *args)
+  assert len(traces) == 1
+
+
+@over_rows
+def test_vmap_adds_an_axis_to_output_and_updates(row):
+  layer, variables = initialized(row, nn)
+  args = jax.tree.map(lambda x: jnp.stack([x, x]), row.args())
+  got = jax.eval_shape(mapped(layer, row), variables, *args)
+  want = jax.eval_shape(forward(layer, row), variables, *row.args())
+  assert [(x.shape, x.dtype) for x in jax.tree.leaves(got)] == [
+    ((2, *x.shape), x.dtype) for x in jax.tree.leaves(want)
+  ]
+
+
+def assert_close(got, want):
+  """It compares with the tolerance of the coarsest dtype among the leaves."""
+  got, want = jax.tree.leaves(as_dict(got)), jax.tree.leaves(as_dict(want))
+  assert len(got) == len(want)
+  for a, b in zip(got, want):
+    assert (a.shape, a.dtype) == (b.shape, b.dtype)
+    tolerance = 1e-5 if a.dtype.itemsize > 2 else 2e-2
+    a, b = (np.asarray(x, 'complex64') for x in (a, b))
+    np.testing.assert_allclose(a, b, tolerance, tolerance)
