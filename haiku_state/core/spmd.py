@@ -1,0 +1,232 @@
+"""Logical axis rules, and shardings written in terms of them.
+
+A rule pairs the name that a program gives to an axis ('embed') with the mesh
+axis that it lies along ('model'). The rules are set per thread.
+"""
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+from jax.experimental.layout import Format
+from jax.sharding import NamedSharding, PartitionSpec
+
+from haiku_state.core import meta
+from haiku_state.typing import LogicalRules, Sharding
+
+
+class _Rules(threading.local):
+  current: LogicalRules = ()
+
+
+_rules = _Rules()
+
+
+def set_logical_axis_rules(rules: LogicalRules):
+  """It sets the rules of this thread.
+
+  Args:
+    rules: pairs of logical name and mesh axis, of which earlier ones go first.
+  """
+  _rules.current = rules
+
+
+def get_logical_axis_rules() -> LogicalRules:
+  """It returns the rules of this thread."""
+  return _rules.current
+
+
+@contextlib.contextmanager
+def logical_axis_rules(rules: LogicalRules) -> Iterator[None]:
+  """It sets the rules of this thread for the duration of a `with` block.
+
+  Args:
+    rules: pairs of logical name and mesh axis, of which earlier ones go first.
+
+  Example:
+    >>> from haiku_state.core import spmd
+    >>> with spmd.logical_axis_rules([('embed', 'model')]):
+    ...   spmd.get_logical_axis_rules()
+    [('embed', 'model')]
+    >>> spmd.get_logical_axis_rules()
+    ()
+  """
+  before = _rules.current
+  _rules.current = rules
+  try:
+    yield
+  finally:
+    _rules.current = before
+
+
+def composite_rules(rule1, rule2):
+  """It joins two sets of rules.
+
+  Args:
+    rule1: pairs of logical name and mesh axis.
+    rule2: further ones.
+
+  Returns:
+    All of them.
+
+  Raises:
+    ValueError: the two give a name different mesh axes.
+
+  Example:
+    >>> from haiku_state.core import spmd
+    >>> spmd.composite_rules([('a', 'x')], [('b', 'y')])
+    (('a', 'x'), ('b', 'y'))
+  """
+  if not rule1 or not rule2:
+    return rule1 or rule2 or ()
+  joined = dict(rule1)
+  for name, mesh_axis in rule2:
+    if joined.setdefault(name, mesh_axis) != mesh_axis:
+      raise ValueError(
+        f'Inconsistent logical axis annotations for {name}: '
+        f'{joined[name]} vs {mesh_axis}'
+      )
+  return tuple(joined.items())
+
+
+def from_sharding_rules(
+  sharding: Sharding, sharding_rules: LogicalRules
+) -> Sharding:
+  """It replaces logical names by mesh axes.
+
+  Args:
+    sharding: names, and None.
+    sharding_rules: pairs of logical name and mesh axis.
+
+  Returns:
+    The mesh axes; a name without a rule, and None, stay.
+  """
+  rules = dict(sharding_rules)
+  return tuple(
+    rules.get(str(name), name) if name else name for name in sharding
+  )
+
+
+def map_sharding(f: Callable[[Any], Any], sharding):
+  """It maps a function over the entries of a sharding.
+
+  Args:
+    f: a function of an entry: an axis, a tuple of axes, or None.
+    sharding: a tuple or PartitionSpec, or a NamedSharding or Format with one.
+
+  Returns:
+    A sharding of the same kind; a PartitionSpec for a tuple, and None for
+    anything else.
+  """
+  if isinstance(sharding, (PartitionSpec, tuple)):
+    return PartitionSpec(*map(f, sharding))
+  if isinstance(sharding, NamedSharding):
+    spec: Any = map_sharding(f, sharding.spec)
+    return NamedSharding(sharding.mesh, spec)
+  if isinstance(sharding, Format):
+    inner: Any = map_sharding(f, sharding.sharding)
+    return Format(sharding.layout, inner)
+  return None
+
+
+def get_mesh(sharding):
+  """It returns the mesh that a sharding names.
+
+  Args:
+    sharding: a tuple, PartitionSpec, NamedSharding or Format.
+
+  Returns:
+    The mesh, or None if it names none.
+  """
+  if isinstance(sharding, Format):
+    return get_mesh(sharding.sharding)
+  return sharding.mesh if isinstance(sharding, NamedSharding) else None
+
+
+def apply_rules(sharding, sharding_rules):
+  """It replaces logical names in a sharding by mesh axes.
+
+  Args:
+    sharding: a tuple, PartitionSpec, NamedSharding or Format.
+    sharding_rules: rules beside those of the thread, or None.
+
+  Returns:
+    The sharding; a name without a rule, and None, stay.
+
+  Raises:
+    ValueError: these rules and the thread's contradict each other.
+
+  Example:
+    >>> from haiku_state.core import spmd
+    >>> spmd.apply_rules(('embed', None), [('embed', 'model')])
+    PartitionSpec('model', None)
+  """
+  rules = dict(composite_rules(get_logical_axis_rules(), sharding_rules))
+  return map_sharding(lambda axis: rules.get(axis, axis), sharding)
+
+
+def get_pspec(sharding, sharding_rules=None) -> PartitionSpec:
+  """It returns a sharding in terms of mesh axes; see `apply_rules`."""
+  return apply_rules(sharding, sharding_rules)  # type: ignore[return-value]
+
+
+def shard_value(value, out_sharding, sharding_rules, mesh):
+  """It spreads an array over the devices of a mesh.
+
+  Args:
+    value: the array.
+    out_sharding: a tuple of logical names or mesh axes, a PartitionSpec, a
+      NamedSharding or a Format; if empty or None, nothing is done.
+    sharding_rules: rules beside those of the thread, or None.
+    mesh: the mesh; if None, the sharding's own or the one of `jax.set_mesh`.
+
+  Returns:
+    The array, spread.
+
+  Raises:
+    ValueError: there is no mesh, or two that differ, or one whose axes are
+      partly explicit and partly automatic.
+  """
+  if not out_sharding:
+    return value
+  mesh = mesh if mesh is not None else meta.get_global_mesh()
+  target: Any = apply_rules(out_sharding, sharding_rules)
+  mesh = _one_mesh(mesh, get_mesh(target), target)
+  if isinstance(target, PartitionSpec):
+    target = NamedSharding(mesh, target)
+  return _apply_sharding(value, target, mesh)
+
+
+def _one_mesh(given, own, out_sharding) -> Any:
+  if given is None and own is None:
+    raise ValueError(
+      'An auto mesh context or metadata is required if creating a variable'
+      f' with annotation {out_sharding=}. Enter one by'
+      ' `with jax.set_mesh(mesh):`, or pass `mesh`.'
+    )
+  if given is None or own is None:
+    return own if given is None else given
+  # `jax.set_mesh` tells the abstract mesh only, without the devices.
+  if _abstract(given) != _abstract(own):
+    raise ValueError(
+      f'Got a mesh {given} and a sharding over another mesh, {own}. Give one of'
+      ' them, or the same mesh for both.'
+    )
+  return own
+
+
+def _abstract(mesh):
+  return mesh.abstract_mesh if isinstance(mesh, jax.sharding.Mesh) else mesh
+
+
+def _apply_sharding(value, sharding, mesh):
+  if isinstance(sharding, Format) or mesh.are_all_axes_auto:
+    return jax.lax.with_sharding_constraint(value, sharding)
+  if mesh.are_all_axes_explicit:
+    return jax.sharding.reshard(value, sharding)
+  raise ValueError(
+    'Mesh must have all axes as Explicit or all axes as Auto. '
+    f'Got mixed axis types: {mesh.axis_types}'
+  )
