@@ -401,8 +401,8 @@ def get_partition_spec(tree: Any) -> Any:
     >>> from haiku_state.core import meta
     >>> w = meta.Partitioned(jnp.ones((2, 3)), names=(None, 'model'))
     >>> specs = meta.get_partition_spec({'w': w, 'b': jnp.ones(3), 'step': 0})
-    >>> [specs[name] for name in ('w', 'b', 'step')]
-    [PartitionSpec(None, 'model'), PartitionSpec(), None]
+    >>> tuple(specs['w']), tuple(specs['b']), specs['step']
+    ((None, 'model'), (), None)
   """
   return jax.tree_util.tree_map(_spec_of, tree, is_leaf=is_axis_metadata)
 

@@ -160,8 +160,8 @@ def apply_rules(sharding, sharding_rules):
 
   Example:
     >>> from haiku_state.core import spmd
-    >>> spmd.apply_rules(('embed', None), [('embed', 'model')])
-    PartitionSpec('model', None)
+    >>> tuple(spmd.apply_rules(('embed', None), [('embed', 'model')]))
+    ('model', None)
   """
   rules = dict(composite_rules(get_logical_axis_rules(), sharding_rules))
   return map_sharding(lambda axis: rules.get(axis, axis), sharding)

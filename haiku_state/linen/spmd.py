@@ -64,8 +64,8 @@ def logical_to_mesh_axes(
   Example:
     >>> from haiku_state.linen.spmd import logical_to_mesh_axes
     >>> rules = [('batch', 'x'), ('embed', 'x'), ('heads', 'y'), ('batch', 'z')]
-    >>> logical_to_mesh_axes(('batch', 'length', 'heads', 'embed'), rules)
-    PartitionSpec('x', None, 'y', None)
+    >>> tuple(logical_to_mesh_axes(('batch', 'length', 'heads', 'embed'), rules))
+    ('x', None, 'y', None)
   """
   axes = _assign_axes(array_dim_names, rules)
   return None if axes is None else _spec_of(axes)
@@ -188,8 +188,8 @@ def with_logical_constraint(
     >>> mesh = jax.make_mesh((1,), ('data',), axis_types=auto)
     >>> with nn.logical_axis_rules([('batch', 'data')]):
     ...   y = nn.with_logical_constraint(jnp.ones(4), ('batch',), mesh=mesh)
-    >>> y.sharding.spec
-    PartitionSpec('data',)
+    >>> tuple(y.sharding.spec)
+    ('data',)
   """
   if rules is None:
     rules = get_logical_axis_rules()
@@ -301,8 +301,9 @@ def with_logical_partitioning(
     ...   jax.random.key(0), jnp.ones((1, 2))
     ... )
     >>> specs = nn.get_partition_spec(variables)
-    >>> nn.logical_to_mesh(specs, [('out', 'model')])['params']['kernel']
-    PartitionSpec(None, 'model')
+    >>> specs = nn.logical_to_mesh(specs, [('out', 'model')])
+    >>> tuple(specs['params']['kernel'])
+    (None, 'model')
   """
 
   @functools.wraps(fn)
