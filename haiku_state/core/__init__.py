@@ -1,1 +1,25 @@
-"""."""
+"""The functional core: scopes, variables, and functions of them."""
+
+from haiku_state.core import keys as keys
+from haiku_state.core import meta as meta
+from haiku_state.core import partial_eval as partial_eval
+from haiku_state.core import scope as scope
+from haiku_state.core import tracers as tracers
+from haiku_state.core.frozen_dict import FrozenDict as FrozenDict
+from haiku_state.core.frozen_dict import copy as copy
+from haiku_state.core.frozen_dict import freeze as freeze
+from haiku_state.core.frozen_dict import pop as pop
+from haiku_state.core.frozen_dict import pretty_repr as pretty_repr
+from haiku_state.core.frozen_dict import unfreeze as unfreeze
+from haiku_state.core.meta import AxisMetadata as AxisMetadata
+from haiku_state.core.meta import map_axis_meta as map_axis_meta
+from haiku_state.core.meta import unbox as unbox
+from haiku_state.core.scope import DenyList as DenyList
+from haiku_state.core.scope import Scope as Scope
+from haiku_state.core.scope import apply as apply
+from haiku_state.core.scope import bind as bind
+from haiku_state.core.scope import init as init
+from haiku_state.core.scope import lazy_init as lazy_init
+from haiku_state.core.tracers import check_trace_level as check_trace_level
+from haiku_state.core.tracers import current_trace as current_trace
+from haiku_state.typing import Array as Array

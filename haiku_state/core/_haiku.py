@@ -1,0 +1,529 @@
+"""What the core knows of Haiku: names, the map of variables, frames, one run.
+
+A run is one call of a function transformed by `hk.transform_with_state`. All
+values of the run live in Haiku's frame, under these names::
+
+    variables['params'][path...][name]   ==  params[path][name]
+    variables[col][path...][name]        ==  state[path]['col:name']
+    variables['state'][path...][name]    ==  state[path][name]
+
+`path` is joined by `/` and begins with the name of the root, which the nested
+form does not show. Haiku accepts identifiers as names of modules, Flax accepts
+every string, so what is no identifier is escaped: `layer-1` is `layer_0x2d_1`.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import haiku as hk
+import jax
+import numpy as np
+
+from haiku_state.core.frozen_dict import FrozenDict
+
+Bundles = dict[str, dict[str, Any]]
+
+# Haiku's own modules keep their state without a prefix; their state is the
+# collection of this name.
+HAIKU_COLLECTION = 'state'
+
+_MAPPINGS = (dict, FrozenDict)
+
+# --- Names -------------------------------------------------------------------
+
+# `_0x2d_` stands for `-`, `_0x_` for the empty name.
+_TOKEN = re.compile(r'_0x([0-9a-f]*)_')
+# A raw underscore that would begin a token is itself escaped.
+_UNSAFE_IN_MODULE = re.compile(r'[^A-Za-z0-9_]|_(?=0x)|^[0-9]')
+_UNSAFE_IN_KEY = re.compile(r'[:/]|_(?=0x)')
+
+
+def _token(match: re.Match[str]) -> str:
+  return f'_0x{ord(match.group()):x}_'
+
+
+def _untoken(match: re.Match[str]) -> str:
+  return chr(int(match.group(1), 16)) if match.group(1) else ''
+
+
+@functools.lru_cache(maxsize=65536)
+def escape_module(name: str) -> str:
+  """Returns the component of a Haiku module name that stands for `name`."""
+  if not name:
+    return '_0x_'
+  # Haiku puts `~` before names that come from a constructor or a method.
+  tilde = name[0] == '~' and (len(name) == 1 or name[1] in _WORD_START)
+  head, rest = ('~', name[1:]) if tilde else ('', name)
+  return head + _UNSAFE_IN_MODULE.sub(_token, rest)
+
+
+_WORD_START = frozenset('abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_')
+
+
+@functools.lru_cache(maxsize=65536)
+def escape_key(name: str) -> str:
+  """Returns the key of a bundle that stands for the variable `name`."""
+  return _UNSAFE_IN_KEY.sub(_token, name) if name else '_0x_'
+
+
+def unescape(name: str) -> str:
+  """Returns the name that `escape_module` or `escape_key` was given."""
+  return _TOKEN.sub(_untoken, name)
+
+
+@functools.lru_cache(maxsize=65536)
+def state_key(col: str, name: str) -> str:
+  """Returns the key, in a bundle of state, of a variable of a collection."""
+  if col == HAIKU_COLLECTION:
+    return escape_key(name)
+  return f'{escape_key(col)}:{escape_key(name)}'
+
+
+@functools.lru_cache(maxsize=65536)
+def _split_state_key(key: str) -> tuple[str, str | None]:
+  """Returns collection and name; no name stands for the collection itself."""
+  col, colon, name = key.rpartition(':')
+  if not colon:
+    return HAIKU_COLLECTION, unescape(name)
+  return unescape(col), unescape(name) if name else None
+
+
+@functools.lru_cache(maxsize=65536)
+def _split_path(bundle: str, root: str) -> tuple[str, ...]:
+  """Returns the names from the root to a bundle."""
+  if bundle == root:
+    return ()
+  if bundle.startswith(root + '/'):
+    return tuple(unescape(c) for c in bundle[len(root) + 1 :].split('/'))
+  # A module with a forced name lies outside the root: one absolute component.
+  return ('/' + bundle,)
+
+
+def _is_absolute(name: str, value: Mapping[str, Any], root: str) -> bool:
+  """Returns whether a name at the root is what `_split_path` made absolute."""
+  bundle = name[1:]
+  return (
+    name.startswith('/')
+    and bundle != root
+    and not bundle.startswith(root + '/')
+    and not any(isinstance(v, _MAPPINGS) for v in value.values())
+  )
+
+
+# --- The map between variables and Haiku's dictionaries ----------------------
+
+
+def to_haiku(
+  variables: Mapping[str, Any], root: str
+) -> tuple[Bundles, Bundles]:
+  """Spreads a variables dict over Haiku's parameters and state.
+
+  Args:
+    variables: collections by name, nested dicts whose leaves are values.
+    root: the Haiku name of the root module.
+
+  Returns:
+    `(params, state)`, two levels each. `from_haiku` is the inverse.
+  """
+  params, state, _ = spread(variables, root, lambda col: False)
+  return params, state
+
+
+class FrozenNode(dict):
+  """A level of names whose values the user gave as a FrozenDict."""
+
+
+def spread(
+  variables: Mapping[str, Any], root: str, mutable: Callable[[str], bool]
+) -> tuple[Bundles, Bundles, dict[str, Any]]:
+  """Returns `to_haiku` of the variables and the tree of their names.
+
+  Args:
+    variables: collections by name.
+    root: the Haiku name of the root module.
+    mutable: whether a collection may change: then its levels are plain dicts,
+      whatever the user gave.
+
+  Returns:
+    `(params, state, names)`. `names` has a dict for each level of a collection
+    and `True` for each leaf.
+  """
+  params: Bundles = {}
+  state: Bundles = {}
+  names: dict[str, Any] = {}
+  for col, tree in variables.items():
+    frozen = isinstance(tree, FrozenDict) and not mutable(col)
+    node = names[col] = FrozenNode() if frozen else {}
+    if isinstance(tree, FrozenDict):
+      tree = tree._dict  # Its levels below the first are plain dicts.
+    if col == 'params':
+      target, key = params, escape_key
+      # A bundle with nothing in it shows that the collection is there.
+      params.setdefault(root, {})
+    else:
+      target, key = state, functools.partial(state_key, col)
+      if not tree:
+        state.setdefault(root, {})[f'{escape_key(col)}:'] = {}
+    _spread_level(tree, root, target, key, node, root)
+  return params, state, names
+
+
+def _spread_level(tree, path, target, key, node, root) -> None:
+  """Puts the leaves of one level into their bundle, and goes below."""
+  bundle = None
+  for name, value in tree.items():
+    if isinstance(value, _MAPPINGS) and value:
+      child = node[name] = type(node)()
+      if path == root and _is_absolute(name, value, root):
+        below = name[1:]
+      else:
+        below = f'{path}/{escape_module(name)}'
+      _spread_level(value, below, target, key, child, root)
+    else:
+      # An empty dict is a leaf: Haiku's two levels cannot show it otherwise.
+      if bundle is None:
+        bundle = target.setdefault(path, {})
+      bundle[key(name)] = value
+      node[name] = True if not isinstance(value, _MAPPINGS) else type(node)()
+
+
+def from_haiku(
+  params: Mapping[str, Mapping[str, Any]],
+  state: Mapping[str, Mapping[str, Any]],
+  root: str,
+) -> dict[str, Any]:
+  """Gathers Haiku's parameters and state into a variables dict.
+
+  Args:
+    params: parameters by module and name.
+    state: state by module and name.
+    root: the Haiku name of the root module.
+
+  Returns:
+    Collections by name, as nested dicts.
+
+  Raises:
+    ValueError: a value and a module have the same name at the same place, of
+      which a nested dict can hold only one.
+  """
+  variables: dict[str, Any] = {}
+  for bundle, values in params.items():
+    path = _split_path(bundle, root)
+    level = _level(variables.setdefault('params', {}), path, bundle)
+    for key, value in values.items():
+      _place(level, unescape(key), value, bundle)
+  gather_state(variables, state, root, lambda col: True)
+  return variables
+
+
+def gather_state(
+  variables: dict[str, Any],
+  state: Mapping[str, Mapping[str, Any]],
+  root: str,
+  wanted: Callable[[str], bool],
+) -> None:
+  """Adds the state of the wanted collections to a variables dict."""
+  chosen: dict[str, bool] = {}
+  for bundle, values in state.items():
+    levels: dict[str, dict[str, Any]] = {}
+    for key, value in values.items():
+      col, name = _split_state_key(key)
+      keep = chosen.get(col)
+      if keep is None:
+        keep = chosen[col] = wanted(col)
+      if not keep:
+        continue
+      if name is None:
+        variables.setdefault(col, {})
+        continue
+      level = levels.get(col)
+      if level is None:
+        path = _split_path(bundle, root)
+        level = _level(variables.setdefault(col, {}), path, bundle)
+        levels[col] = level
+      _place(level, name, value, bundle)
+
+
+def _level(tree: dict[str, Any], path: tuple[str, ...], bundle: str):
+  """Returns the dict at `path`, made where it is missing."""
+  for name in path:
+    below = tree.get(name)
+    if below is None and name not in tree:
+      below = tree[name] = {}
+    elif not isinstance(below, dict):
+      raise _both(name, bundle)
+    tree = below
+  return tree
+
+
+def _place(level: dict[str, Any], name: str, value: Any, bundle: str) -> None:
+  """Puts a leaf into its level; an empty dict only makes sure of its place."""
+  if isinstance(value, _MAPPINGS) and not value:
+    level.setdefault(name, {})
+  elif isinstance(level.get(name), dict) and level[name]:
+    raise _both(name, bundle)
+  else:
+    level[name] = value
+
+
+def _both(name: str, bundle: str) -> ValueError:
+  return ValueError(
+    f'"{name}" is the name of a value and of a module in Haiku module'
+    f' "{bundle}". Nested variables can hold only one of them: rename one, for'
+    ' example with the argument `name=` of the module.'
+  )
+
+
+# --- The current frame -------------------------------------------------------
+
+
+class Missing(Exception):
+  """A parameter that was asked for is not in the frame."""
+
+
+def _raise_missing(shape: Any, dtype: Any) -> Any:
+  raise Missing
+
+
+def current_path() -> str | None:
+  """Returns the Haiku name that is current, None outside of any transform."""
+  try:
+    return hk.current_name()
+  except ValueError:
+    return None
+
+
+def at(path: str, fn: Callable[..., Any], *args: Any) -> Any:
+  """Calls `fn` where `path` is Haiku's current name.
+
+  Inside a method of the module at `path` it is already; entering a name scope
+  costs as much as calling a module.
+  """
+  if hk.current_name() == path:
+    return fn(*args)
+  with hk.name_scope(hk.force_name(path)):
+    return fn(*args)
+
+
+def read_param(path: str, key: str, shape: Any, dtype: Any) -> Any:
+  """Returns the parameter, which must be an array of this shape.
+
+  Raises:
+    Missing: there is none.
+    ValueError, AttributeError: it has another shape, or is no array. The
+      caller then asks `read_any_param`.
+  """
+  if hk.current_name() == path:
+    return hk.get_parameter(key, shape, dtype, init=_raise_missing)
+  return at(path, read_param, path, key, shape, dtype)
+
+
+class _OfShape(NamedTuple):
+  """Passes Haiku's check of shapes; the true value was taken before it."""
+
+  shape: tuple[int, ...]
+
+
+def _get_any(key: str, shape: Any, dtype: Any, init: Any) -> Any:
+  seen = []
+
+  def take(next_getter, value, context):
+    del context
+    seen.append(next_getter(value))
+    return _OfShape(tuple(shape))
+
+  # Haiku runs the getter that was registered last on the result of the others.
+  with hk.custom_getter(take):
+    hk.get_parameter(key, shape, dtype, init=init)
+  return seen[-1]
+
+
+def read_any_param(path: str, key: str) -> Any:
+  """Returns the parameter, be it an array, a tuple or a box.
+
+  Raises:
+    Missing: there is none.
+  """
+  return at(path, _get_any, key, (), None, _raise_missing)
+
+
+def new_param(path: str, key: str, value: Any, again: Callable[[], Any]) -> Any:
+  """Adds a parameter to the frame, and returns it as the getters give it.
+
+  Args:
+    path: Haiku's name of the module.
+    key: the name in its bundle.
+    value: the initial value.
+    again: makes another initial value, for a custom creator that asks for
+      more than one.
+  """
+  values = iter((value,))
+  shape, dtype = shape_of(value), dtype_of(value)
+
+  def init(wanted_shape, wanted_dtype):
+    new = next(values, None)
+    new = again() if new is None else new
+    return fit(new, shape, dtype, wanted_shape, wanted_dtype, key)
+
+  if isinstance(value, (jax.Array, np.ndarray)):
+    return at(path, hk.get_parameter, key, shape, dtype, init)
+  return at(path, _get_any, key, shape, dtype, init)
+
+
+def fit(value, shape, dtype, wanted_shape, wanted_dtype, key) -> Any:
+  """Returns an initial value as a custom creator wants it."""
+  if tuple(wanted_shape) != tuple(shape):
+    raise ValueError(
+      f'A custom creator asked for "{key}" with shape {tuple(wanted_shape)},'
+      f' but its initializer makes shape {tuple(shape)}. Pass another `init` to'
+      ' the next creator to make another shape.'
+    )
+  if wanted_dtype is dtype or wanted_dtype == dtype:
+    return value
+  return value.astype(wanted_dtype)
+
+
+def get_or_make_param(path: str, key: str, shape: Any, dtype: Any, make) -> Any:
+  """Returns the parameter, made by `make(shape, dtype)` if it is missing."""
+  return at(path, hk.get_parameter, key, shape, dtype, make)
+
+
+def read_state(path: str, key: str) -> Any:
+  """Returns the current value of state; it must be there."""
+  if hk.current_name() == path:
+    return hk.get_state(key)
+  return at(path, hk.get_state, key)
+
+
+def find_state(path: str, key: str) -> Any:
+  """Returns the current value of state, or raises `Missing`."""
+  try:
+    return read_state(path, key)
+  except ValueError:
+    # Without an initializer Haiku raises before any custom creator runs.
+    raise Missing from None
+
+
+def new_state(path: str, key: str, value: Any) -> None:
+  """Adds state to the frame; custom creators may replace the value."""
+  shape, dtype = shape_of(value), dtype_of(value)
+
+  def init(wanted_shape, wanted_dtype):
+    return fit(value, shape, dtype, wanted_shape, wanted_dtype, key)
+
+  at(path, hk.get_state, key, shape, dtype, init)
+
+
+def write_state(path: str, key: str, value: Any) -> None:
+  """Sets the current value of state."""
+  if hk.current_name() == path:
+    hk.set_state(key, value)
+  else:
+    at(path, hk.set_state, key, value)
+
+
+def shape_of(value: Any) -> tuple[int, ...]:
+  """Returns the shape of an array; () for what has none."""
+  shape = getattr(value, 'shape', ())
+  return shape if isinstance(shape, tuple) else ()
+
+
+def dtype_of(value: Any) -> Any:
+  """Returns the dtype of an array; float32 for what has none."""
+  return getattr(value, 'dtype', np.float32)
+
+
+def frame_variables(root: str) -> dict[str, Any]:
+  """Returns what the frame holds at and below a module.
+
+  The cost grows with all that the frame holds.
+  """
+
+  def below(bundles):
+    return {
+      path: bundle
+      for path, bundle in bundles.items()
+      if path == root or path.startswith(root + '/')
+    }
+
+  return from_haiku(below(hk.get_params()), below(hk.get_current_state()), root)
+
+
+def frame_is_current() -> bool:
+  """Returns whether Haiku's frame belongs to the JAX trace that is current."""
+  was = hk.experimental.check_jax_usage(True)
+  try:
+    hk.get_state('_0xprobe')
+  except ValueError as e:
+    # Haiku's error for a wrong trace is public by its name only.
+    return type(e).__name__ != 'JaxUsageError'
+  finally:
+    hk.experimental.check_jax_usage(was)
+  return True
+
+
+# --- One run -----------------------------------------------------------------
+
+
+def _call(body: Callable[[], Any]) -> Any:
+  return body()
+
+
+_RUN = hk.transform_with_state(_call)
+
+
+def run_apply(
+  params: Bundles, state: Bundles, rng: Any, body: Callable[[], Any]
+) -> tuple[Any, Bundles]:
+  """Runs `body` with frozen parameters; returns its output and the state."""
+  return _RUN.apply(params, state, rng, body)
+
+
+def run_init(
+  params: Bundles, state: Bundles, rng: Any, body: Callable[[], Any]
+) -> tuple[Any, Bundles, Bundles]:
+  """Runs `body` where parameters may be added.
+
+  Haiku adds parameters only in `init`, which starts from nothing, returns the
+  first value of each state, and drops the output: so what is given is put in
+  at the start, and what came of it is taken at the end.
+
+  Returns:
+    The output, the parameters and the state.
+  """
+  out: Any = None
+  last_state: Bundles = {}
+
+  def whole() -> None:
+    nonlocal out, last_state
+    for path, bundle in params.items():
+      at(path, _put_params, bundle)
+    for path, bundle in state.items():
+      at(path, _put_state, bundle)
+    out = body()
+    last_state = hk.get_current_state()
+
+  made, _ = _RUN.init(rng, whole)
+  return out, made, last_state
+
+
+def _put_params(bundle: Mapping[str, Any]) -> None:
+  for key, value in bundle.items():
+    if value is not None:
+      _get_any(key, (), None, lambda shape, dtype, v=value: v)
+
+
+def _put_state(bundle: Mapping[str, Any]) -> None:
+  for key, value in bundle.items():
+    hk.set_state(key, value)
+
+
+def haiku_rng(rng: jax.Array) -> jax.Array:
+  """Returns a key for Haiku's own modules; a typed key is cheap to check."""
+  if jax.dtypes.issubdtype(rng.dtype, jax.dtypes.prng_key):
+    return rng
+  return jax.random.wrap_key_data(rng)

@@ -1,0 +1,359 @@
+"""Where the variables of a scope are: at rest, in a run, or in Haiku's hands.
+
+A store answers for (scope, collection, name). Three kinds have one interface:
+
+* `AtRest`: no run; the values are in the variables dict itself.
+* `InRun`: a run of our own; the values are in Haiku's frame, the store knows
+  only their names.
+* `InHaiku`: a module of ours in somebody else's `hk.transform`; the values are
+  in Haiku's frame, and Haiku is asked for the names too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from haiku_state import errors
+from haiku_state.core import _haiku
+from haiku_state.core._shapes import expected as expected_shapes
+from haiku_state.core._shapes import trace as trace_shapes
+from haiku_state.core.frozen_dict import FrozenDict
+
+if TYPE_CHECKING:
+  from haiku_state.core.scope import Scope
+
+_NOTHING: Mapping[str, Any] = FrozenDict()
+_MAPPINGS = (dict, FrozenDict)
+
+
+class _Tree:
+  """Collections as nested dicts, with the levels below each scope at hand."""
+
+  def __init__(self, tree: dict[str, Any]):
+    self.tree = tree
+
+  def level(self, scope: Scope, col: str) -> Mapping[str, Any]:
+    """Returns the level of a collection at a scope, empty if there is none."""
+    levels = scope._levels_in(self)
+    found = levels.get(col)
+    if found is None:
+      parent = scope.parent
+      if parent is None:
+        found = self.tree.get(col, _NOTHING)
+      else:
+        found = self.level(parent, col).get(scope.name, _NOTHING)
+      if found is _NOTHING or not isinstance(found, _MAPPINGS):
+        return _NOTHING
+      levels[col] = found
+    return found
+
+  def new_level(self, scope: Scope, col: str) -> dict[str, Any]:
+    """Returns the level of a collection at a scope, made if there is none."""
+    found = self.level(scope, col)
+    if isinstance(found, dict):
+      return found
+    if scope.parent is None:
+      above, name = self.tree, col
+    else:
+      above, name = self.new_level(scope.parent, col), scope.name
+    assert name is not None
+    made = above[name] = {}
+    scope._levels_in(self)[col] = made
+    return made
+
+  def has(self, scope: Scope, col: str, name: str) -> bool:
+    return name in self.level(scope, col)
+
+  def is_empty(self, col: str) -> bool:
+    return not self.tree.get(col)
+
+  def has_collection(self, col: str) -> bool:
+    return col in self.tree
+
+
+class AtRest(_Tree):
+  """Variables that no run uses now."""
+
+  def get(self, scope: Scope, col: str, name: str, default: Any = None) -> Any:
+    return self.level(scope, col).get(name, default)
+
+  def put(self, scope: Scope, col: str, name: str, value: Any) -> None:
+    _merge(self.new_level(scope, col), name, value)
+
+  def param(self, scope: Scope, name: str, init_fn, args, kwargs) -> Any:
+    if self.has(scope, 'params', name):
+      value = self.get(scope, 'params', name)
+      check_shapes(scope, name, value, init_fn, args, kwargs)
+    else:
+      check_may_make_param(scope, name)
+      value = init_fn(scope.params_rng(init_fn), *args, **kwargs)
+      self.put(scope, 'params', name, value)
+    return value
+
+  def variables(self, scope: Scope) -> dict[str, Any]:
+    if scope.parent is None:
+      return self.tree
+    levels = {col: self.level(scope, col) for col in self.tree}
+    return {c: x for c, x in levels.items() if x is not _NOTHING}
+
+
+def _merge(level: dict[str, Any], name: str, value: Any) -> None:
+  """Sets a value; a dict goes into a dict, whose other names stay."""
+  if isinstance(value, Mapping) and isinstance(level.get(name), dict):
+    for key, below in value.items():
+      _merge(level[name], key, below)
+  else:
+    level[name] = value
+
+
+class InRun(_Tree):
+  """Variables in the frame of a run; the tree here holds their names.
+
+  A level of names is a dict, a leaf is `True`, or `_IN_STATE` for a parameter
+  that was overwritten: Haiku's parameters do not change, so its new value is
+  state, which wins over the parameter when the run is over.
+  """
+
+  def __init__(self, names: dict[str, Any]):
+    super().__init__(names)
+    # What a new value has put out of the tree, by bundle and key.
+    self.dropped: set[tuple[str, str]] = set()
+
+  def get(self, scope: Scope, col: str, name: str, default: Any = None) -> Any:
+    leaf = self.level(scope, col).get(name)
+    if leaf is None:
+      return default
+    return self._read(scope.haiku_path, col, name, leaf)
+
+  def _read(self, path: str, col: str, name: str, leaf: Any) -> Any:
+    if isinstance(leaf, dict):
+      below = f'{path}/{_haiku.escape_module(name)}'
+      value = {n: self._read(below, col, n, x) for n, x in leaf.items()}
+      is_frozen = isinstance(leaf, _haiku.FrozenNode)
+      return FrozenDict(value) if is_frozen else value
+    if col != 'params' or leaf is _IN_STATE:
+      return _haiku.read_state(path, _haiku.state_key(col, name))
+    try:
+      return _haiku.read_any_param(path, _haiku.escape_key(name))
+    except _haiku.Missing:
+      return None  # Haiku has no parameters that are None.
+
+  def put(self, scope: Scope, col: str, name: str, value: Any) -> None:
+    level = self.new_level(scope, col)
+    self._put(scope.haiku_path, level, col, name, value)
+
+  def _put(self, path: str, level: dict, col: str, name: str, value) -> None:
+    leaf = level.get(name)
+    if isinstance(value, _MAPPINGS):
+      if leaf is not None and not isinstance(leaf, dict):
+        self._drop(path, col, name)
+      if not isinstance(leaf, dict):
+        kind = _haiku.FrozenNode if isinstance(value, FrozenDict) else dict
+        leaf = level[name] = kind()
+      below = f'{path}/{_haiku.escape_module(name)}'
+      for key, x in value.items():
+        self._put(below, leaf, col, key, x)
+      return
+    if isinstance(leaf, dict):
+      self._drop_level(f'{path}/{_haiku.escape_module(name)}', col, leaf)
+      leaf = None
+    self._put_leaf(path, level, col, name, value, leaf)
+
+  def _put_leaf(self, path, level, col, name, value, leaf) -> None:
+    key = _haiku.state_key(col, name)
+    self.dropped.discard((path, key))
+    if leaf is None and col == 'params' and value is not None:
+      param_key = _haiku.escape_key(name)
+      if (path, param_key) not in self.dropped:
+        _haiku.new_param(path, param_key, value, lambda: value)
+        level[name] = True
+        return
+    if leaf is None:
+      _haiku.new_state(path, key, value)
+    else:
+      _haiku.write_state(path, key, value)
+    level[name] = _IN_STATE if col == 'params' else True
+
+  def _drop(self, path: str, col: str, name: str) -> None:
+    if col == 'params':
+      self.dropped.add((path, _haiku.escape_key(name)))
+    self.dropped.add((path, _haiku.state_key(col, name)))
+
+  def _drop_level(self, path: str, col: str, level: dict[str, Any]) -> None:
+    for name, leaf in level.items():
+      if isinstance(leaf, dict):
+        self._drop_level(f'{path}/{_haiku.escape_module(name)}', col, leaf)
+      else:
+        self._drop(path, col, name)
+
+  def param(self, scope: Scope, name: str, init_fn, args, kwargs) -> Any:
+    leaf = self.level(scope, 'params').get(name)
+    if leaf is None:
+      return self._new_param(scope, name, init_fn, args, kwargs)
+    path = scope.haiku_path
+    want = expected_shapes(init_fn, args, kwargs)
+    if want.dtype is not None and leaf is True:
+      key = _haiku.escape_key(name)
+      try:
+        return _haiku.read_param(path, key, want.shapes[0], want.dtype)
+      except (ValueError, AttributeError, _haiku.Missing):
+        pass  # Another shape, or no array: the checks below tell which.
+    value = self._read(path, 'params', name, leaf)
+    check_shapes(scope, name, value, init_fn, args, kwargs)
+    return value
+
+  def _new_param(self, scope: Scope, name: str, init_fn, args, kwargs) -> Any:
+    def make():
+      return init_fn(scope.params_rng(init_fn), *args, **kwargs)
+
+    check_may_make_param(scope, name)
+    value = make()
+    level = self.new_level(scope, 'params')
+    path, key = scope.haiku_path, _haiku.escape_key(name)
+    if (
+      isinstance(value, (jax.Array, np.ndarray))
+      and (path, key) not in self.dropped
+    ):
+      level[name] = True
+      return _haiku.new_param(path, key, value, make)
+    self._put(path, level, 'params', name, value)
+    return value
+
+  def variables(self, scope: Scope) -> dict[str, Any]:
+    found = _haiku.frame_variables(scope.haiku_path)
+    for col in self.tree:
+      names = self.level(scope, col)
+      if names is not _NOTHING:
+        _add_levels(found.setdefault(col, {}), names)
+    return found
+
+  def complete(self, variables: dict[str, Any], mutable) -> None:
+    """Adds the empty levels that Haiku's frame does not show."""
+    for col, names in self.tree.items():
+      if mutable(col):
+        _add_levels(variables.setdefault(col, {}), names)
+
+  def remove_dropped(self, bundles: _haiku.Bundles) -> None:
+    """Takes out of a frame's bundles what other values have replaced."""
+    for path, key in self.dropped:
+      bundles.get(path, {}).pop(key, None)
+
+
+_IN_STATE = 'state'
+
+
+def _add_levels(level: dict[str, Any], names: dict[str, Any]) -> None:
+  for name, below in names.items():
+    if isinstance(below, dict):
+      _add_levels(level.setdefault(name, {}), below)
+
+
+class InHaiku:
+  """Variables of a module of ours that runs in somebody's `hk.transform`."""
+
+  def level(self, scope: Scope, col: str) -> Mapping[str, Any]:
+    return self.variables(scope).get(col, _NOTHING)
+
+  def has(self, scope: Scope, col: str, name: str) -> bool:
+    return self.get(scope, col, name, _NOTHING) is not _NOTHING
+
+  def get(self, scope: Scope, col: str, name: str, default: Any = None) -> Any:
+    if col != 'params':
+      try:
+        key = _haiku.state_key(col, name)
+        return _haiku.find_state(scope.haiku_path, key)
+      except _haiku.Missing:
+        pass  # It may be a level.
+    return self.level(scope, col).get(name, default)
+
+  def put(self, scope: Scope, col: str, name: str, value: Any) -> None:
+    self._put(scope, scope.haiku_path, col, name, value)
+
+  def _put(self, scope: Scope, path: str, col: str, name: str, value) -> None:
+    if isinstance(value, _MAPPINGS):
+      below = f'{path}/{_haiku.escape_module(name)}'
+      for key, x in value.items():
+        self._put(scope, below, col, key, x)
+    elif col == 'params':
+      if self.has(scope, col, name):
+        raise errors.ModifyScopeVariableError(col, name, scope.path_text)
+      key = _haiku.escape_key(name)
+      _haiku.new_param(path, key, value, lambda: value)
+    else:
+      key = _haiku.state_key(col, name)
+      try:
+        _haiku.find_state(path, key)
+      except _haiku.Missing:
+        _haiku.new_state(path, key, value)
+      else:
+        _haiku.write_state(path, key, value)
+
+  def is_empty(self, col: str) -> bool:
+    return False
+
+  def has_collection(self, col: str) -> bool:
+    return True
+
+  def param(self, scope: Scope, name: str, init_fn, args, kwargs) -> Any:
+    """Returns a parameter, made in one call so that Haiku's creators see it."""
+    want = expected_shapes(init_fn, args, kwargs)
+    if want.dtype is None:
+      return self._any_param(scope, name, init_fn, args, kwargs)
+    key = _haiku.escape_key(name)
+
+    def init(shape, dtype):
+      check_may_make_param(scope, name)
+      value = init_fn(scope.params_rng(init_fn), *args, **kwargs)
+      return _haiku.fit(value, want.shapes[0], want.dtype, shape, dtype, key)
+
+    return _haiku.get_or_make_param(
+      scope.haiku_path, key, want.shapes[0], want.dtype, init
+    )
+
+  def _any_param(self, scope: Scope, name: str, init_fn, args, kwargs) -> Any:
+    """Returns a parameter that is no array."""
+    level = self.level(scope, 'params')
+    if name in level:
+      value = level[name]
+      check_shapes(scope, name, value, init_fn, args, kwargs)
+    else:
+      check_may_make_param(scope, name)
+      value = init_fn(scope.params_rng(init_fn), *args, **kwargs)
+      self.put(scope, 'params', name, value)
+    return value
+
+  def variables(self, scope: Scope) -> dict[str, Any]:
+    return _haiku.frame_variables(scope.haiku_path)
+
+
+Store = AtRest | InRun | InHaiku
+
+
+def check_may_make_param(scope: Scope, name: str) -> None:
+  """Raises unless the scope may make a parameter that is missing."""
+  if scope.is_mutable_collection('params'):
+    return
+  if scope.is_collection_empty('params'):
+    raise errors.ScopeCollectionNotFound('params', name, scope.path_text)
+  raise errors.ScopeParamNotFoundError(name, scope.path_text)
+
+
+def check_shapes(scope, name, value, init_fn, args, kwargs) -> None:
+  """Raises unless a parameter has the shapes that its initializer makes."""
+  leaves = jax.tree.leaves(value)
+  for find in (expected_shapes, trace_shapes):
+    # What was kept may be of a function whose globals changed: trace again
+    # before anybody is blamed.
+    shapes = find(init_fn, args, kwargs).shapes
+    wrong = [
+      (np.shape(x), shape)
+      for x, shape in zip(leaves, shapes)
+      if np.shape(x) != shape
+    ]
+    if not wrong:
+      return
+  raise errors.ScopeParamShapeError(name, scope.path_text, *wrong[0])

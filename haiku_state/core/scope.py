@@ -1,0 +1,689 @@
+"""Scopes: cursors into the variables of a run.
+
+A `Scope` knows its path, its key streams and what it may change. It holds names
+and counts, never values: those are in the store of the run (`core/_store.py`).
+`init` and `apply` turn a function of a scope into a pure function of a
+variables dict; `bind` makes a scope that outlives any run.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Generic, TypeVar
+
+import jax
+
+from haiku_state import errors
+from haiku_state.configurations import config as config
+from haiku_state.core import _haiku, keys, meta, tracers
+from haiku_state.core.partial_eval import lazy_init as _lazy_init
+from haiku_state.core._run import Run
+from haiku_state.core.filters import CollectionFilter as CollectionFilter
+from haiku_state.core.filters import DenyList as DenyList
+from haiku_state.core.filters import Filter as Filter
+from haiku_state.core.filters import PRNGSequenceFilter as PRNGSequenceFilter
+from haiku_state.core.filters import filter_to_set as filter_to_set
+from haiku_state.core.filters import group_collections as group_collections
+from haiku_state.core.filters import in_filter as in_filter
+from haiku_state.core.filters import intersect_filters as intersect_filters
+from haiku_state.core.filters import is_filter_empty as is_filter_empty
+from haiku_state.core.filters import subtract_filters as subtract_filters
+from haiku_state.core.filters import union_filters as union_filters
+from haiku_state.core.frozen_dict import FrozenDict, freeze, unfreeze
+from haiku_state.core.keys import LazyRng as LazyRng
+
+T = TypeVar('T')
+FrozenVariableDict = FrozenDict[str, Any]
+VariableDict = Mapping[str, Mapping[str, Any]]
+RNGs = jax.Array | Mapping[str, jax.Array]
+
+
+class _Sentinel:
+  """A value that is like no other."""
+
+
+# Marks, in a scope's counts of keys, the counts of a child scope.
+child_rng_token = _Sentinel()
+# Tells a missing default from None.
+no_flag = _Sentinel()
+
+_ORDINARY_FLAGS: Mapping[str, Any] = FrozenDict()
+
+
+class Variable(Generic[T]):
+  """A value of a collection that can be read and set by name.
+
+  Attributes:
+    scope: the scope that the variable belongs to.
+    collection: the name of its collection.
+    name: its name.
+    unbox: whether `value` is without the box of metadata, if it is in one.
+  """
+
+  def __init__(self, scope: Scope, collection: str, name: str, unbox: bool):
+    self.scope = scope
+    self.collection = collection
+    self.name = name
+    self.unbox = unbox
+
+  @property
+  def value(self) -> T:
+    """The current value; setting it raises if the collection is immutable."""
+    value = self.scope.get_variable(self.collection, self.name)
+    return meta.unbox(value) if self.unbox else value
+
+  @value.setter
+  def value(self, value: T) -> None:
+    if self.unbox:
+      value = self._boxed(value)
+    self.scope.put_variable(self.collection, self.name, value)
+
+  def _boxed(self, value: T) -> Any:
+    """Returns a new value in the boxes of the old one, where they fit."""
+    old = self.scope.get_variable(self.collection, self.name)
+    if isinstance(old, jax.Array):
+      return value
+    boxed = functools.partial(jax.tree.structure, is_leaf=meta.is_axis_metadata)
+    structure = boxed(old)
+    if structure != boxed(value):
+      return value
+    if not any(map(meta.is_axis_metadata, structure.flatten_up_to(old))):
+      return value
+    return meta.replace_boxed(old, value)
+
+  def is_mutable(self) -> bool:
+    """Returns whether the value may be set."""
+    return self.scope.is_mutable_collection(self.collection)
+
+
+class Scope:
+  """A cursor into the variables, key streams and names of a run.
+
+  Two scopes at one place of one run cannot disagree: neither holds a value.
+
+  Args:
+    variables: collections by name, to read and, where mutable, to change.
+    rngs: root keys by name of the stream.
+    name: the name of this scope in its parent.
+    mutable: which collections may be changed.
+    parent: the scope above; its run is shared, and `variables` must be empty.
+    path: names from the root to this scope.
+    debug_path: like `path`, with the transforms on the way shown.
+    flags: facts about the run, such as `initializing`.
+  """
+
+  def __init__(
+    self,
+    variables: VariableDict,
+    rngs: Mapping[str, jax.Array | LazyRng] | None = None,
+    name: str | None = None,
+    mutable: CollectionFilter = False,
+    parent: Scope | None = None,
+    path: Iterable[str] = (),
+    debug_path: Iterable[str] = (),
+    flags: Mapping[str, Any] | None = None,
+  ):
+    if parent is None:
+      run = Run.at_rest(variables)
+    elif variables:
+      raise ValueError(
+        'A scope with a parent reads the variables of its parent: pass {}.'
+      )
+    else:
+      run = parent._run
+    self._run = run
+    self._streams = keys.streams(rngs)
+    # Names to fold into the streams' keys: those below the scope that has them.
+    self._suffix: tuple[str, ...] = ()
+    self.name = name
+    self.mutable = mutable
+    self.parent = parent
+    self.path = tuple(path)
+    self.debug_path = tuple(debug_path) or self.path
+    self.flags = FrozenDict(flags) if flags else _ORDINARY_FLAGS
+    self._root = parent.root if parent is not None else None
+    self.trace_level = tracers.current_trace()
+    self.rng_counters: dict[Any, Any] = dict.fromkeys(self._streams, 0)
+    self.reservations: dict[str, set[str | None]] = {}
+    self._invalid = False
+    self._haiku_path: str | None = None
+    self._levels: tuple[Any, dict[str, Any]] | None = None
+
+  # --- Identity and place ---
+
+  def __eq__(self, other: Any) -> bool:
+    return self is other or (
+      isinstance(other, Scope)
+      and self._run is other._run
+      and self.path == other.path
+      and self.rng_counters is other.rng_counters
+    )
+
+  def __hash__(self) -> int:
+    return hash((id(self._run), self.path, id(self.rng_counters)))
+
+  @property
+  def root(self) -> Scope:
+    """The scope without a parent, at the top."""
+    return self._root or self
+
+  @property
+  def path_text(self) -> str:
+    """The path for people, with transforms: `/vmap(encoder)/dense`."""
+    return '/' + '/'.join(self.debug_path)
+
+  @property
+  def haiku_path(self) -> str:
+    """The Haiku name of the module at this scope."""
+    path = self._haiku_path
+    if path is None or self.parent is None:
+      if self.parent is None:
+        return self._run.haiku_root
+      assert self.name is not None
+      path = f'{self.parent.haiku_path}/{_haiku.escape_module(self.name)}'
+      self._haiku_path = path
+    return path
+
+  def _levels_in(self, store: Any) -> dict[str, Any]:
+    """Returns the levels that a store has found for this scope."""
+    levels = self._levels
+    if levels is None or levels[0] is not store:
+      levels = self._levels = (store, {})
+    return levels[1]
+
+  # --- Life ---
+
+  @property
+  def invalid(self) -> bool:
+    """Whether the run that the scope was made for is over."""
+    return self._invalid
+
+  def invalidate(self) -> None:
+    """Ends the life of the scope: no key, no write, no child from here on."""
+    self._invalid = True
+
+  @contextlib.contextmanager
+  def temporary(self) -> Iterator[Scope]:
+    """Returns a context at whose end the scope is invalid."""
+    try:
+      yield self
+    finally:
+      self.invalidate()
+
+  def _check_valid(self) -> None:
+    if self._invalid:
+      raise errors.InvalidScopeError(self.name)
+
+  def _check_usable(self) -> None:
+    """Raises unless the scope may be changed here and now."""
+    if self._invalid:
+      raise errors.InvalidScopeError(self.name)
+    self._run.check_trace(self.trace_level)
+
+  def rewound(self, rewind_rngs: bool = False) -> Scope:
+    """Returns this scope with all names free again.
+
+    Args:
+      rewind_rngs: whether the counts of keys begin anew too.
+    """
+    self._check_valid()
+    scope = self._sibling()
+    if rewind_rngs:
+      scope.rng_counters = dict.fromkeys(self._streams, 0)
+    return scope
+
+  def _sibling(self) -> Scope:
+    """Returns a scope that is like this one, with no name reserved."""
+    scope = object.__new__(Scope)
+    scope.__dict__.update(self.__dict__)
+    scope.reservations = {}
+    return scope
+
+  # --- Names ---
+
+  def name_reserved(self, name: str, col: str | None = None) -> bool:
+    """Returns whether a name is taken.
+
+    Args:
+      name: the name.
+      col: the collection of the variable that wants it, None for a scope. Two
+        variables of different collections may share a name.
+    """
+    taken = self.reservations.get(name)
+    if taken is None:
+      return False
+    return None in taken or col is None or col in taken
+
+  def reserve(self, name: str, col: str | None = None) -> None:
+    """Takes a name.
+
+    Raises:
+      TypeError: the name is no string.
+      ValueError: the name is taken.
+    """
+    if not isinstance(name, str):
+      raise TypeError(
+        f'The type of scope "{name}" should be string but it is {type(name)}'
+      )
+    taken = self.reservations.get(name)
+    if taken is None:
+      self.reservations[name] = {col}
+    elif self.name_reserved(name, col):
+      raise ValueError(f'Duplicate use of scope name: "{name}"')
+    else:
+      taken.add(col)
+
+  def default_name(self, prefix: str) -> str:
+    """Returns the first of `prefix0`, `prefix1`, ... that is free."""
+    i = 0
+    while f'{prefix}{i}' in self.reservations:
+      i += 1
+    return f'{prefix}{i}'
+
+  # --- Children ---
+
+  def push(
+    self, name: str | None = None, prefix: str = '', reuse: bool = False
+  ) -> Scope:
+    """Returns a child scope.
+
+    Args:
+      name: its name; by default the first free one with `prefix`.
+      prefix: see `name`.
+      reuse: whether the name may be taken already.
+
+    Raises:
+      ValueError: the name is taken.
+    """
+    self._check_usable()
+    if name is None:
+      name = self.default_name(prefix)
+    if not reuse or name not in self.reservations:
+      self.reserve(name)
+    counters = self.rng_counters.get((child_rng_token, name))
+    if counters is None:
+      counters = dict.fromkeys(self._streams, 0)
+      self.rng_counters[child_rng_token, name] = counters
+    scope = self._sibling()
+    scope.name = name
+    scope.parent = self
+    scope.path = self.path + (name,)
+    scope.debug_path = self.debug_path + (name,)
+    scope._suffix = self._suffix + (name,)
+    scope._root = self._root or self
+    scope.rng_counters = counters
+    scope._haiku_path = None
+    scope._levels = None
+    return scope
+
+  def _move_below(self, parent: Scope) -> None:
+    """Makes this the child of another scope; its keys stay the same."""
+    self.parent = parent
+    self._haiku_path = None
+    self._levels = None
+
+  def child(
+    self,
+    fn: Callable[..., Any],
+    name: str | None = None,
+    prefix: str | None = None,
+    named_call: bool = True,
+    **partial_kwargs: Any,
+  ) -> Callable[..., Any]:
+    """Returns a function of a scope as a function in a child scope.
+
+    Args:
+      fn: takes a scope, then any arguments.
+      name: the name of the child; by default that of the function, numbered.
+      prefix: what an automatic name begins with.
+      named_call: whether its operations carry the name in profiles.
+      **partial_kwargs: keyword arguments of `fn`.
+    """
+    if name is None:
+      if prefix is None:
+        prefix = fn.__name__ + '_' if hasattr(fn, '__name__') else ''
+      name = self.default_name(prefix)
+    scope = self.push(name)
+
+    @functools.wraps(fn)
+    def wrapper(*args, **kwargs):
+      kwargs = dict(partial_kwargs, **kwargs)
+      if not named_call:
+        return fn(scope.rewound(), *args, **kwargs)
+      with jax.named_scope(name):
+        return fn(scope.rewound(), *args, **kwargs)
+
+    return wrapper
+
+  # --- Collections ---
+
+  def is_mutable_collection(self, col: str) -> bool:
+    """Returns whether the collection may be changed."""
+    return in_filter(self.mutable, col)
+
+  def is_collection_empty(self, col: str) -> bool:
+    """Returns whether the collection has no variable in the whole run."""
+    return self._run.store.is_empty(col)
+
+  def variables(self) -> Any:
+    """Returns the collections below this scope, all of them."""
+    return _as_flagged(self._run.store.variables(self))
+
+  def mutable_variables(self) -> Any:
+    """Returns the collections below this scope that may be changed."""
+    found = self._run.store.variables(self)
+    return _as_flagged(
+      {col: x for col, x in found.items() if in_filter(self.mutable, col)}
+    )
+
+  # --- Keys ---
+
+  @property
+  def rngs(self) -> dict[str, LazyRng]:
+    """The key streams by name, each with the path to this scope folded in."""
+    return {
+      name: LazyRng.create(rng, *self._suffix)
+      for name, rng in self._streams.items()
+    }
+
+  def has_rng(self, name: str) -> bool:
+    """Returns whether there is a key stream of this name."""
+    return name in self._streams or self._run.has_haiku_rng()
+
+  def make_rng(self, name: str = 'params') -> jax.Array:
+    """Returns a new key.
+
+    Args:
+      name: the stream; the stream `params` stands in for one that is missing.
+
+    Raises:
+      InvalidRngError: neither is there.
+    """
+    rng, suffix = self._next_rng(name)
+    return keys.fold_in_static(rng, suffix) if suffix else rng
+
+  def params_rng(self, init_fn: Callable[..., Any]) -> jax.Array:
+    """Returns the key for a new parameter.
+
+    The key of an initializer that does not look at it is counted, so that those
+    after it stay the same, but it need not be made.
+    """
+    rng, suffix = self._next_rng('params')
+    if not suffix or init_fn in _KEYLESS:
+      return rng
+    return keys.fold_in_static(rng, suffix)
+
+  def _next_rng(self, name: str) -> tuple[jax.Array, tuple[str | int, ...]]:
+    """Counts a key; returns its root and what is to be folded in."""
+    stream = self._streams.get(name)
+    if stream is None:
+      if self._run.has_haiku_rng():
+        return self._run.haiku_rng(), ()
+      stream = self._streams.get('params')
+      if stream is None:
+        raise errors.InvalidRngError(f'{self.name} needs PRNG for "{name}"')
+      name = 'params'
+    self._check_usable()
+    count = self.rng_counters[name] + 1
+    self.rng_counters[name] = count
+    return stream.rng, (*stream.suffix, *self._suffix, count)
+
+  # --- Variables ---
+
+  def get_variable(self, col: str, name: str, default: Any = None) -> Any:
+    """Returns the value of a variable, or `default` where there is none."""
+    return self._run.store.get(self, col, name, default)
+
+  def has_variable(self, col: str, name: str) -> bool:
+    """Returns whether the variable is there."""
+    return self._run.store.has(self, col, name)
+
+  def put_variable(self, col: str, name: str, value: Any) -> None:
+    """Sets the value of a variable.
+
+    Raises:
+      ModifyScopeVariableError: the collection is immutable.
+    """
+    self._check_usable()
+    if not in_filter(self.mutable, col):
+      raise errors.ModifyScopeVariableError(col, name, self.path_text)
+    self._run.store.put(self, col, name, value)
+
+  def variable(
+    self,
+    col: str,
+    name: str,
+    init_fn: Callable[..., T] | None = None,
+    *init_args: Any,
+    unbox: bool = True,
+    **init_kwargs: Any,
+  ) -> Variable[T]:
+    """Returns a variable, made if it is missing.
+
+    Args:
+      col: its collection.
+      name: its name.
+      init_fn: returns the initial value.
+      *init_args: arguments of `init_fn`.
+      unbox: whether `value` is without its box of metadata.
+      **init_kwargs: keyword arguments of `init_fn`.
+
+    Raises:
+      ScopeCollectionNotFound: the collection is empty and immutable.
+      ScopeVariableNotFoundError: the variable is missing, and the collection
+        immutable or `init_fn` None.
+      ValueError: the name is taken.
+    """
+    self.reserve(name, col)
+    if not self._run.store.has(self, col, name):
+      if init_fn is None or not in_filter(self.mutable, col):
+        if self.is_collection_empty(col):
+          raise errors.ScopeCollectionNotFound(col, name, self.path_text)
+        raise errors.ScopeVariableNotFoundError(name, col, self.path_text)
+      self.put_variable(col, name, init_fn(*init_args, **init_kwargs))
+    return Variable(self, col, name, unbox)
+
+  def param(
+    self,
+    name: str,
+    init_fn: Callable[..., T],
+    *init_args: Any,
+    unbox: bool = True,
+    **init_kwargs: Any,
+  ) -> T:
+    """Returns a parameter, made if it is missing.
+
+    Args:
+      name: its name.
+      init_fn: takes a key, then the arguments; returns the initial value.
+      *init_args: arguments of `init_fn`.
+      unbox: whether the result is without its box of metadata.
+      **init_kwargs: keyword arguments of `init_fn`.
+
+    Raises:
+      ScopeCollectionNotFound: there are no parameters, and none may be made.
+      ScopeParamNotFoundError: this one is missing, and none may be made.
+      ScopeParamShapeError: it has another shape than `init_fn` makes.
+      ValueError: the name is taken.
+    """
+    self.reserve(name, 'params')
+    value = self._run.store.param(self, name, init_fn, init_args, init_kwargs)
+    if unbox and not isinstance(value, jax.Array):
+      return meta.unbox(value)
+    return value
+
+  # --- Flags ---
+
+  def has_flag(self, key: str) -> bool:
+    """Returns whether the run has the flag."""
+    return key in self.flags
+
+  def get_flag(self, key: str, default: Any = no_flag) -> Any:
+    """Returns a flag of the run.
+
+    Raises:
+      ValueError: there is none, and no default.
+    """
+    if key not in self.flags and default is no_flag:
+      raise ValueError(f'Flag {key} not present on scope.')
+    return self.flags.get(key, default)
+
+
+# Initializers whose result does not depend on their key.
+_KEYLESS = frozenset({jax.nn.initializers.zeros, jax.nn.initializers.ones})
+
+
+def _as_flagged(variables: dict[str, Any]) -> Any:
+  """Returns variables in the container that the flag asks for."""
+  return freeze(variables) if config.flax_return_frozendict else variables
+
+
+# --- From functions of a scope to pure functions of variables ----------------
+
+
+def bind(
+  variables: VariableDict,
+  rngs: Mapping[str, jax.Array] | None = None,
+  mutable: CollectionFilter = False,
+  flags: Mapping[str, Any] | None = None,
+) -> Scope:
+  """Returns a scope with these variables, that no run ends.
+
+  Args:
+    variables: collections by name. Those that are mutable are copied.
+    rngs: keys by name of the stream.
+    mutable: which collections may be changed.
+    flags: facts about the run.
+
+  Raises:
+    ApplyScopeInvalidVariablesTypeError: `variables` maps no names to dicts.
+    InvalidRngError: `rngs` maps no names to keys.
+  """
+  _check_variables(variables)
+  if rngs is not None and not keys.is_valid_rngs(rngs):
+    raise errors.InvalidRngError(
+      'rngs should be a dictionary mapping strings to `jax.PRNGKey`.'
+    )
+  own = {
+    col: unfreeze(x) if in_filter(mutable, col) else x
+    for col, x in variables.items()
+  }
+  return Scope(own, rngs=rngs, mutable=mutable, flags=flags)
+
+
+def _check_variables(variables: Any) -> None:
+  for col, tree in variables.items():
+    if not isinstance(col, str) or not isinstance(tree, (dict, FrozenDict)):
+      raise errors.ApplyScopeInvalidVariablesTypeError()
+    if not all(isinstance(name, str) for name in tree):
+      raise errors.ApplyScopeInvalidVariablesTypeError()
+
+
+def apply(
+  fn: Callable[..., Any],
+  mutable: CollectionFilter = False,
+  flags: Mapping[str, Any] | None = None,
+  *,
+  haiku_root: str = 'scope',
+) -> Callable[..., Any]:
+  """Turns a function of a scope into one of a variables dict.
+
+  Args:
+    fn: takes a scope, then any arguments.
+    mutable: which collections may be changed.
+    flags: facts about the run.
+    haiku_root: the name of the root among Haiku's modules.
+
+  Returns:
+    A function of `(variables, *args, rngs=None, **kwargs)`. It returns what
+    `fn` returns, and with it, unless `mutable` is False, the mutable
+    collections after the call.
+  """
+
+  @functools.wraps(fn)
+  def wrapper(variables, *args, rngs: RNGs | None = None, **kwargs):
+    rngs = _as_streams(rngs)
+    _check_variables(variables)
+    params = variables.get('params')
+    if isinstance(params, (dict, FrozenDict)) and 'params' in params:
+      raise errors.ApplyScopeInvalidVariablesStructureError(variables)
+    scope = Scope(variables, rngs=rngs, mutable=mutable, flags=flags)
+    scope._run.haiku_root = haiku_root
+    with scope.temporary():
+      y = scope._run.execute(scope, lambda: fn(scope, *args, **kwargs))
+    return y if mutable is False else (y, scope.mutable_variables())
+
+  return wrapper
+
+
+def _as_streams(rngs: Any) -> Any:
+  """Returns key streams by name, from those or from one key."""
+  if rngs is None:
+    return None
+  if keys.is_valid_rng(rngs):
+    return {'params': rngs}
+  if not keys.is_valid_rngs(rngs):
+    raise ValueError(
+      'The ``rngs`` argument passed to an apply function should be a '
+      '``jax.PRNGKey`` or a dictionary mapping strings to ``jax.PRNGKey``.'
+    )
+  return rngs
+
+
+def init(
+  fn: Callable[..., Any],
+  mutable: CollectionFilter = True,
+  flags: Mapping[str, Any] | None = None,
+  *,
+  haiku_root: str = 'scope',
+) -> Callable[..., Any]:
+  """Turns a function of a scope into one that makes its variables.
+
+  Args:
+    fn: takes a scope, then any arguments.
+    mutable: which collections are made and returned.
+    flags: facts about the run.
+    haiku_root: the name of the root among Haiku's modules.
+
+  Returns:
+    A function of `(rngs, *args, **kwargs)`, where `rngs` is a key for the
+    stream `params` or keys by name of the stream. It returns what `fn` returns,
+    and the variables.
+  """
+  init_flags = {**(flags or {}), 'initializing': True}
+  run = apply(fn, mutable, init_flags, haiku_root=haiku_root)
+
+  @functools.wraps(fn)
+  def wrapper(rngs, *args, **kwargs):
+    if not keys.is_valid_rng(rngs) and not keys.is_valid_rngs(rngs):
+      raise ValueError(
+        'First argument passed to an init function should be a '
+        '``jax.PRNGKey`` or a dictionary mapping strings to ``jax.PRNGKey``.'
+      )
+    return run({}, *args, rngs=rngs, **kwargs)
+
+  return wrapper
+
+
+def lazy_init(
+  fn: Callable[..., Any],
+  mutable: CollectionFilter = True,
+  flags: Mapping[str, Any] | None = None,
+) -> Callable[..., Any]:
+  """Turns a function of a scope into one that makes its variables from shapes.
+
+  Args:
+    fn: takes a scope, then any arguments.
+    mutable: which collections are made and returned.
+    flags: facts about the run.
+
+  Returns:
+    A function of `(rngs, *args, **kwargs)` that returns the variables. An
+    argument that is a `jax.ShapeDtypeStruct` stands for a value that no
+    variable depends on, and nothing is computed from it.
+  """
+  init_fn = init(fn, mutable, flags)
+  return _lazy_init(lambda *args, **kwargs: init_fn(*args, **kwargs)[1])

@@ -1,0 +1,199 @@
+"""What is going on in this thread: which method of which module runs.
+
+All ambient state of the module system is here. It is pushed and popped around
+calls, and belongs to one thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import threading
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from haiku_state.configurations import config
+
+if TYPE_CHECKING:
+  from haiku_state.linen.module import Module
+
+
+class _Context(threading.local):
+  """The stacks of one thread.
+
+  Attributes:
+    modules: the modules whose methods run, the innermost last; None for a
+      function that belongs to no module.
+    captures: for each run, which calls it captures as intermediates.
+    interceptors: the interceptors that are active, the innermost last.
+    call_infos: lists that collect what `tabulate` shows of each call.
+  """
+
+  def __init__(self) -> None:
+    self.modules: list[Module | None] = [None]
+    self.captures: list[Any] = []
+    self.interceptors: list[Interceptor] = []
+    self.call_infos: list[CallInfos] = []
+
+
+@dataclasses.dataclass(frozen=True)
+class InterceptorContext:
+  """What an interceptor is told of the call.
+
+  Attributes:
+    module: the module whose method is called.
+    method_name: the name of the method.
+    orig_method: the method without any interceptor, bound to the module.
+  """
+
+  module: Module
+  method_name: str
+  orig_method: Callable[..., Any]
+
+
+Interceptor = Callable[
+  [Callable[..., Any], tuple[Any, ...], dict[str, Any], InterceptorContext], Any
+]
+
+
+@dataclasses.dataclass
+class CallInfo:
+  """One call of a method, as `tabulate` shows it.
+
+  Attributes:
+    index: its place in the order in which calls began.
+    path: the path of the module.
+    module: a copy of the module.
+    rngs: the key streams of its scope.
+    mutable: which collections were mutable.
+    method: the name of the method.
+    args: shapes and dtypes of the arguments.
+    kwargs: shapes and dtypes of the keyword arguments.
+    outputs: shapes and dtypes of the outputs.
+  """
+
+  index: int
+  path: tuple[str, ...]
+  module: Module
+  rngs: dict[str, Any] | None
+  mutable: Any
+  method: str
+  args: tuple[Any, ...]
+  kwargs: dict[str, Any]
+  outputs: Any
+
+
+class CallInfos:
+  """Calls in the order in which they ended, numbered as they began."""
+
+  def __init__(self) -> None:
+    self.calls: list[CallInfo] = []
+    self._next = 0
+
+  def next_index(self) -> int:
+    self._next += 1
+    return self._next - 1
+
+
+context = _Context()
+
+
+@contextlib.contextmanager
+def collecting_calls() -> Iterator[CallInfos]:
+  """Returns a context in which calls of methods are collected."""
+  infos = CallInfos()
+  context.call_infos.append(infos)
+  try:
+    yield infos
+  finally:
+    context.call_infos.pop()
+
+
+@contextlib.contextmanager
+def intercept_methods(interceptor: Interceptor) -> Iterator[None]:
+  """Returns a context in which calls of methods go through a function.
+
+  Interceptors nest: the one entered last is nearest to the method. Methods
+  marked by `nowrap`, `__init__`, `__eq__`, `__hash__`, `__repr__` and
+  `__post_init__`, fields and properties are not intercepted. Haiku's own
+  `hk.intercept_methods` works at the same time, inside these.
+
+  Example::
+
+    >>> import haiku_state.linen as nn
+    >>> import jax, jax.numpy as jnp
+    >>> def double(next_fun, args, kwargs, context):
+    ...   return 2 * next_fun(*args, **kwargs)
+    >>> class Add(nn.Module):
+    ...   def __call__(self, x):
+    ...     return x + 1
+    >>> with nn.intercept_methods(double):
+    ...   print(Add().apply({}, 1))
+    4
+
+  Args:
+    interceptor: called as `interceptor(next_fun, args, kwargs, context)` with
+      the function that continues the call, its arguments and an
+      `InterceptorContext`.
+  """
+  context.interceptors.append(interceptor)
+  try:
+    yield
+  finally:
+    assert context.interceptors.pop() is interceptor
+
+
+def run_interceptors(
+  method: Callable[..., Any],
+  method_name: str,
+  module: Module,
+  args: tuple[Any, ...],
+  kwargs: dict[str, Any],
+) -> Any:
+  """Calls a method through the active interceptors."""
+  fun = functools.partial(method, module)
+  about = InterceptorContext(module, method_name, fun)
+
+  def intercepted(interceptor, inner):
+    @functools.wraps(inner)
+    def wrapped(*args, **kwargs):
+      return interceptor(inner, args, kwargs, about)
+
+    return wrapped
+
+  for interceptor in reversed(context.interceptors):
+    fun = intercepted(interceptor, fun)
+  return fun(*args, **kwargs)
+
+
+class _NamedCall:
+  """Whether operations carry the name of their module in profiles."""
+
+  enabled: bool = config.flax_profile
+
+
+def enable_named_call() -> None:
+  """Names the operations of modules in profiles, as is the default."""
+  _NamedCall.enabled = True
+
+
+def disable_named_call() -> None:
+  """Leaves operations in profiles without the method they belong to."""
+  _NamedCall.enabled = False
+
+
+@contextlib.contextmanager
+def override_named_call(enable: bool = True) -> Iterator[None]:
+  """Returns a context in which operations are named in profiles, or not."""
+  before = _NamedCall.enabled
+  _NamedCall.enabled = enable
+  try:
+    yield
+  finally:
+    _NamedCall.enabled = before
+
+
+def named_call_enabled() -> bool:
+  """Returns whether operations carry the name of their module in profiles."""
+  return _NamedCall.enabled

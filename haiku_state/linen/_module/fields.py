@@ -1,0 +1,129 @@
+"""Modules are dataclasses: their fields, `parent` and `name` among them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import weakref
+from collections.abc import Callable
+from typing import Any, Optional, Union
+
+from haiku_state import errors
+from haiku_state.linen import kw_only_dataclasses
+
+# Fields that say where a module is, not what it is.
+PLACE = ('parent', 'name')
+
+
+class Unspecified:
+  """The default of `parent`: the module whose method is running.
+
+  There is one object of this class; copies and pickles are that object.
+  """
+
+  def __copy__(self) -> Unspecified:
+    return self
+
+  def __deepcopy__(self, memo: Any) -> Unspecified:
+    return self
+
+  def __reduce__(self) -> Any:
+    return _get_unspecified, ()
+
+
+unspecified = Unspecified()
+
+
+def _get_unspecified() -> Unspecified:
+  return unspecified
+
+
+class ParentField:
+  """The attribute `parent`, held weakly.
+
+  A strong reference would close a cycle of parent and child, and keep the
+  tracers of a run alive until the garbage collector comes by.
+  """
+
+  def __get__(self, obj: Any, objtype: Any = None) -> Any:
+    if obj is None:
+      return None
+    parent = obj.__dict__.get('_parent_ref')
+    return parent() if isinstance(parent, weakref.ref) else parent
+
+  def __set__(self, obj: Any, value: Any) -> None:
+    is_module = hasattr(type(value), '__dataclass_fields__')
+    obj.__dict__['_parent_ref'] = weakref.ref(value) if is_module else value
+
+
+def make_dataclass(cls: Any, kw_only: bool, parent_type: Any) -> None:
+  """Makes a module class a dataclass.
+
+  Args:
+    cls: the class, changed in place.
+    kw_only: whether all its fields are keyword-only.
+    parent_type: the annotation of `parent`.
+
+  Raises:
+    ReservedModuleAttributeError: the class declares `parent` or `name` as
+      something else.
+  """
+  annotations = dict(inspect.get_annotations(cls))
+  if annotations.get('parent', parent_type) != parent_type:
+    raise errors.ReservedModuleAttributeError(annotations)
+  if annotations.get('name', str) not in ('str', str, Optional[str]):
+    raise errors.ReservedModuleAttributeError(annotations)
+  _leave_out_of_comparison(cls, annotations)
+  place = [
+    (
+      'parent',
+      parent_type,
+      kw_only_dataclasses.field(repr=False, default=unspecified, kw_only=True),
+    ),
+    (
+      'name',
+      Union[str, None],
+      kw_only_dataclasses.field(default=None, kw_only=True),
+    ),
+  ]
+  options: dict[str, Any] = {
+    'unsafe_hash': '__hash__' not in cls.__dict__,
+    'repr': False,
+  }
+  if kw_only:
+    options['kw_only'] = True
+  kw_only_dataclasses.dataclass(cls, extra_fields=place, **options)
+  cls.__hash__ = _checked_hash(cls.__hash__)
+  cls.parent = ParentField()
+  cls._field_names = tuple(
+    f.name for f in dataclasses.fields(cls) if f.init and f.name not in PLACE
+  )
+
+
+def _leave_out_of_comparison(cls: Any, annotations: dict[str, Any]) -> None:
+  """Takes fields that only setup sets out of `==`, `hash` and `repr`."""
+  for name in annotations:
+    field = getattr(cls, name, None)
+    if isinstance(field, dataclasses.Field) and not field.init:
+      field.compare = False
+      field.hash = False
+      field.repr = False
+
+
+def _checked_hash(hash_fn: Callable[[Any], int]) -> Callable[[Any], int]:
+  """Returns a hash that refuses what has no lasting value."""
+
+  @functools.wraps(hash_fn)
+  def wrapped(self):
+    if self.scope is not None:
+      raise TypeError("Can't call __hash__ on modules that hold variables.")
+    try:
+      return hash_fn(self)
+    except TypeError as e:
+      raise TypeError(
+        'Failed to hash Flax Module.  The module probably contains unhashable'
+        f' attributes.  Module={self}'
+      ) from e
+
+  return wrapped

@@ -1,0 +1,96 @@
+"""Modules as Haiku modules: their Haiku names, in our runs and in Haiku's.
+
+In a run of our own a module has its scope's path as Haiku name. A module that
+is called inside somebody's `hk.transform`, without a parent of our kind, is
+bound there: Haiku names it as it would name one of its own.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import haiku as hk
+
+from haiku_state.core import _haiku
+from haiku_state.core._run import Run
+from haiku_state.core.filters import DenyList
+from haiku_state.core.scope import Scope
+from haiku_state.linen._module.context import context
+
+if TYPE_CHECKING:
+  from haiku_state.linen.module import Module
+
+# Haiku's rule from `MyModule` to `my_module`.
+_WORD_BEGINS = re.compile(r'((?<=[a-z0-9])[A-Z]|(?!^)[A-Z](?=[a-z]))')
+
+
+def haiku_name(module: Module) -> str:
+  """Returns the name of a module at the top, as Haiku would make it."""
+  if module.name is not None:
+    return _haiku.escape_module(module.name)
+  name = type(module).__name__
+  return _haiku.escape_module(_WORD_BEGINS.sub(r'_\1', name).lower())
+
+
+def called_by_haiku() -> bool:
+  """Returns whether the current Haiku module, or function, is not ours."""
+  path = _haiku.current_path()
+  if path is None:
+    return False
+  caller = context.modules[-1]
+  return (
+    caller is None or caller.scope is None or caller.scope.haiku_path != path
+  )
+
+
+class _Named(hk.Module):
+  """A module that is there for the name that Haiku gives it."""
+
+  AUTO_REPR = False
+
+
+def bind_in_haiku(module: Module) -> Module:
+  """Binds a module to the run of Haiku that is current.
+
+  Args:
+    module: an unbound module. One that was made in this run stays bound, so
+      that its second call shares what the first one made, as in Haiku; one from
+      outside the run is copied, and stays as it is.
+
+  Returns:
+    The bound module.
+  """
+  path = _Named(name=haiku_name(module)).module_name
+  initializing = hk.running_init()
+  hidden = ['intermediates'] if initializing else ['params', 'intermediates']
+  scope = Scope(
+    {}, mutable=DenyList(hidden), flags={'initializing': initializing}
+  )
+  scope._run = Run.in_haiku(path)
+  if not module.__dict__.get('_made_in_haiku'):
+    return module.clone(parent=scope, _deep_clone=True, name=module.name)
+  module.parent = scope
+  module.__post_init__()
+  return module
+
+
+def enter_haiku(module: Any, path: str) -> None:
+  """Makes a module that was bound a Haiku module of this name.
+
+  Haiku checks each component of the name that it is given, at a cost that grows
+  with the depth: it is given a short one, and then the true one.
+  """
+  name = module.__dict__.get('name')
+  state = module._state
+  # Haiku sets attributes, also of a module whose own are frozen by now.
+  was_initialized, state.is_initialized = state.is_initialized, False
+  was_in_setup, state.in_setup = state.in_setup, False
+  hk.Module.__init__(module, name=_SHORT_NAME)
+  state.is_initialized, state.in_setup = was_initialized, was_in_setup
+  # Haiku has set `name` to the last component.
+  module.__dict__['name'] = name
+  module.__dict__['module_name'] = path
+
+
+_SHORT_NAME = hk.force_name('linen')

@@ -1,0 +1,328 @@
+"""Methods of modules: what happens around each call of one.
+
+A method of the user is wrapped twice. Haiku's wrapper makes the module current,
+so that `hk.get_parameter`, Haiku's interceptors and its naming work inside it.
+Ours, around that, runs `setup` when it is due, tracks which module is running,
+and gives compact methods their names back when they end.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import haiku as hk
+
+from haiku_state import errors
+from haiku_state.core._store import AtRest
+from haiku_state.linen._module.context import (
+  CallInfo,
+  context,
+  run_interceptors,
+)
+from haiku_state.linen._module.haiku_binding import (
+  bind_in_haiku,
+  called_by_haiku,
+  enter_haiku,
+)
+from haiku_state.linen._module.state import SetupPhase
+
+if TYPE_CHECKING:
+  from haiku_state.linen.module import Module
+
+_F = TypeVar('_F', bound=Callable[..., Any])
+
+# The attribute that says that a function has our wrapper already.
+_WRAPPED = 'method_handler_wrapped'
+
+
+def compact(fun: _F) -> _F:
+  """Marks a method that may make submodules and variables where it uses them.
+
+  Calling it again, on the same module, finds them by the same names. A class
+  may have one such method.
+
+  Example::
+
+    >>> import haiku_state.linen as nn
+    >>> class Block(nn.Module):
+    ...   @nn.compact
+    ...   def __call__(self, x):
+    ...     return nn.relu(nn.Dense(4)(x))
+
+  Args:
+    fun: the method.
+  """
+  fun.compact = True  # type: ignore[attr-defined]
+  return fun
+
+
+def nowrap(fun: _F) -> _F:
+  """Marks a method that is called as it is: a helper without variables.
+
+  It may be called on an unbound module too, and modules that it makes belong to
+  whoever calls it.
+
+  Args:
+    fun: the method.
+  """
+  fun.nowrap = True  # type: ignore[attr-defined]
+  return fun
+
+
+def function_name(fn: Callable[..., Any]) -> str:
+  """Returns the name of a function, through any `functools.partial`."""
+  while isinstance(fn, functools.partial):
+    fn = fn.func
+  return getattr(fn, '__name__', 'unnamed_function')
+
+
+def haiku_method(name: str, fun: Callable[..., Any]) -> Callable[..., Any]:
+  """Returns a function as Haiku wraps a method of this name."""
+
+  def method(self, *args, **kwargs):
+    return fun(self, *args, **kwargs)
+
+  # Haiku wraps the methods in the body of a class, but no special ones.
+  key = name if name == '__call__' or not name.startswith('__') else '_special'
+  carrier = type(hk.Module)('Carrier', (hk.Module,), {key: method})
+  return carrier.__dict__[key]
+
+
+def wrap_method(
+  fun: Callable[..., Any], entered: Callable[..., Any], module_type: type
+) -> Callable[..., Any]:
+  """Returns a method with our wrapper around Haiku's.
+
+  Args:
+    fun: the function of the user.
+    entered: the same with Haiku's wrapper.
+    module_type: the class `Module`.
+  """
+  name = function_name(fun)
+  is_compact = hasattr(fun, 'compact')
+  is_setup = name == 'setup'
+
+  @functools.wraps(fun)
+  def wrapped(*args, **kwargs):
+    # A callable in the body of a class need not be a method.
+    if not args or not isinstance(args[0], module_type):
+      return fun(*args, **kwargs)
+    self, *rest = args
+    scope = self.scope
+    if scope is None:
+      return call_unbound(self, fun, wrapped, rest, kwargs)
+    if type(scope._run.store) is AtRest:
+      return scope._run.execute(scope, lambda: wrapped(*args, **kwargs))
+    state = self._state
+    if 'module_name' not in self.__dict__:
+      enter_haiku(self, scope.haiku_path)  # It was bound at rest.
+    if is_setup:
+      is_recurrent, state.in_setup = state.in_setup, True
+    elif state.setup_called is not SetupPhase.DONE:
+      self._try_setup()
+    if is_compact:
+      is_recurrent, state.in_compact_method = state.in_compact_method, True
+    stack = context.modules
+    stack.append(self)
+    try:
+      if context.call_infos and not is_setup:
+        return _call_with_info(self, name, entered, rest, kwargs)
+      if context.interceptors or context.captures:
+        return _call_observed(self, name, entered, rest, kwargs)
+      return entered(*args, **kwargs)
+    finally:
+      stack.pop()
+      if is_compact:
+        self.__dict__['scope'] = self.scope.rewound()
+      # Calls nest, by `super()` for example; only the outermost one ends it.
+      if (is_compact or is_setup) and not is_recurrent:
+        state.reset()
+
+  setattr(wrapped, _WRAPPED, True)
+  return wrapped
+
+
+def call_unbound(
+  self: Module,
+  fun: Callable[..., Any],
+  wrapped: Callable[..., Any],
+  args: list[Any],
+  kwargs: dict[str, Any],
+) -> Any:
+  """Calls a method of a module that has no scope.
+
+  Raises:
+    CallSetupUnboundModuleError: the method is `setup`.
+    CallCompactUnboundModuleError: the method is compact.
+  """
+  if called_by_haiku():
+    return wrapped(bind_in_haiku(self), *args, **kwargs)
+  if function_name(fun) == 'setup':
+    raise errors.CallSetupUnboundModuleError()
+  if hasattr(fun, 'compact'):
+    raise errors.CallCompactUnboundModuleError()
+  context.modules.append(self)
+  try:
+    if context.interceptors:
+      return run_interceptors(fun, function_name(fun), self, args, kwargs)
+    return fun(self, *args, **kwargs)
+  finally:
+    context.modules.pop()
+
+
+def _call_observed(self: Module, name: str, entered, args, kwargs) -> Any:
+  """Calls a method through interceptors, and captures what it returns."""
+  if context.interceptors:
+    y = run_interceptors(entered, name, self, args, kwargs)
+  else:
+    y = entered(self, *args, **kwargs)
+  if context.captures:
+    wanted = context.captures[-1]
+    if wanted and wanted(self, name):
+      self.sow('intermediates', name, y)
+  return y
+
+
+def _call_with_info(self: Module, name: str, entered, args, kwargs) -> Any:
+  """Calls a method and notes what `tabulate` shows of the call."""
+  from haiku_state.linen import summary  # It shows modules: it is above them.
+
+  infos = context.call_infos[-1]
+  index = infos.next_index()
+  y = _call_observed(self, name, entered, args, kwargs)
+  assert self.scope is not None
+  shown = summary._represent_tree((tuple(args), kwargs, y))
+  infos.calls.append(
+    CallInfo(
+      index,
+      self.path,
+      self.clone(),
+      self.scope.rngs,
+      self.scope.mutable,
+      name,
+      *shown,
+    )
+  )
+  return y
+
+
+def wrap_method_once(
+  fun: Callable[..., Any], module_type: type
+) -> Callable[..., Any]:
+  """Returns a function as a method, wrapped unless it is already."""
+  if hasattr(fun, _WRAPPED):
+    return fun
+  return wrap_method(fun, haiku_method(function_name(fun), fun), module_type)
+
+
+def is_wrapped(fun: Any) -> bool:
+  """Returns whether a function has our wrapper."""
+  return hasattr(fun, _WRAPPED)
+
+
+class DescriptorWrapper:
+  """Marks a descriptor whose AttributeError is told from a missing name."""
+
+
+def wrap_descriptor(descriptor: Any) -> Any:
+  """Returns a descriptor whose errors are not taken for a missing attribute.
+
+  When a property raises AttributeError, Python goes on to `__getattr__`, which
+  would say that there is no such property.
+  """
+  if isinstance(descriptor, DescriptorWrapper):
+    return descriptor
+  body: dict[str, Any] = {}
+
+  def get(self, *args):
+    try:
+      return descriptor.__get__(*args)
+    except AttributeError as e:
+      raise errors.DescriptorAttributeError() from e
+
+  def set_(self, *args):
+    descriptor.__set__(*args)
+
+  def delete(self, *args):
+    descriptor.__delete__(*args)
+
+  def set_name(self, *args):
+    descriptor.__set_name__(*args)
+
+  def getattr_(self, name):
+    return getattr(descriptor, name)
+
+  # What a descriptor can do depends on which methods its type has.
+  for name, method in (
+    ('__get__', get),
+    ('__set__', set_),
+    ('__delete__', delete),
+    ('__set_name__', set_name),
+  ):
+    if hasattr(descriptor, name):
+      body[name] = method
+  body['__getattr__'] = getattr_
+  body['wrapped'] = descriptor
+  if hasattr(descriptor, '__isabstractmethod__'):
+    body['__isabstractmethod__'] = descriptor.__isabstractmethod__
+  return type('WrappedDescriptor', (DescriptorWrapper,), body)()
+
+
+# Python calls these on modules in any phase; they have no variables.
+_UNWRAPPED = frozenset(
+  f'__{name}__'
+  for name in (
+    'eq ne repr str init hash post_init new del init_subclass class_getitem'
+    ' getattr getattribute setattr delattr dir reduce reduce_ex getstate'
+    ' setstate copy deepcopy subclasshook instancecheck set_name'
+  ).split()
+)
+
+
+def wrap_class_body(
+  cls: Any,
+  body: dict[str, Any],
+  module_type: type,
+) -> None:
+  """Wraps the methods and descriptors in the body of a module class.
+
+  Args:
+    cls: the class, in which Haiku has wrapped plain methods already.
+    body: the body as the user wrote it.
+    module_type: the class `Module`.
+  """
+  fields = cls.__dataclass_fields__
+  for name, value in body.items():
+    if name in fields:
+      if inspect.isfunction(value):
+        setattr(cls, name, value)  # A default, which Haiku took for a method.
+      continue
+    if inspect.isclass(value):
+      continue
+    if isinstance(value, (staticmethod, classmethod)):
+      continue
+    if callable(value):
+      if name not in _UNWRAPPED:
+        setattr(cls, name, _wrap_callable(cls, name, value, module_type))
+    elif _is_descriptor(value) and name not in ('__dict__', '__weakref__'):
+      keep = hasattr(value, 'nowrap')
+      setattr(cls, name, value if keep else wrap_descriptor(value))
+
+
+def _wrap_callable(cls: Any, name: str, value: Any, module_type: type) -> Any:
+  if hasattr(value, 'nowrap') or is_wrapped(value):
+    return value
+  by_haiku = cls.__dict__.get(name)
+  if by_haiku is None or by_haiku is value:
+    # Haiku leaves special methods, and callables that are no functions.
+    return wrap_method_once(getattr(cls, name), module_type)
+  return wrap_method(value, by_haiku, module_type)
+
+
+def _is_descriptor(value: Any) -> bool:
+  return any(
+    hasattr(value, name) for name in ('__get__', '__set__', '__delete__')
+  )

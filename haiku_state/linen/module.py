@@ -1,0 +1,1001 @@
+"""Modules: the building blocks of models, as in Flax linen, on Haiku."""
+
+from __future__ import annotations
+
+import functools
+import types
+import weakref
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar, Union, dataclass_transform
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+
+from haiku_state import core, errors, ids
+from haiku_state.core.filters import CollectionFilter
+from haiku_state.core.scope import Scope, Variable
+from haiku_state.linen._module import calls, submodules
+from haiku_state.linen._module.calls import (
+  DEFAULT_INIT_MUTABLE,
+  CaptureFilter,
+)
+from haiku_state.linen._module.calls import apply as apply
+from haiku_state.linen._module.calls import init as init
+from haiku_state.linen._module.calls import (
+  init_with_output as init_with_output,
+)
+from haiku_state.linen._module.context import (
+  InterceptorContext as InterceptorContext,
+)
+from haiku_state.linen._module.context import context
+from haiku_state.linen._module.context import (
+  disable_named_call as disable_named_call,
+)
+from haiku_state.linen._module.context import (
+  enable_named_call as enable_named_call,
+)
+from haiku_state.linen._module.context import (
+  intercept_methods as intercept_methods,
+)
+from haiku_state.linen._module.context import (
+  override_named_call as override_named_call,
+)
+from haiku_state.linen._module.fields import (
+  Unspecified,
+  make_dataclass,
+  unspecified,
+)
+from haiku_state.linen._module.haiku_binding import called_by_haiku, enter_haiku
+from haiku_state.linen._module.metaclass import ModuleMeta
+from haiku_state.linen._module.methods import compact as compact
+from haiku_state.linen._module.methods import nowrap as nowrap
+from haiku_state.linen._module.repr import module_repr
+from haiku_state.linen._module.state import (
+  UNINITIALIZED,
+  ModuleState,
+  SetupPhase,
+)
+from haiku_state.linen.kw_only_dataclasses import field
+
+T = TypeVar('T')
+K = TypeVar('K')
+M = TypeVar('M', bound='Module')
+RNGs = Union[jax.Array, Mapping[str, jax.Array]]
+
+# Python asks for these when it copies and pickles; a module has none.
+_COPY_METHODS = frozenset(
+  {
+    '__getstate__',
+    '__setstate__',
+    '__getnewargs_ex__',
+    '__reduce__',
+    '__reduce_ex__',
+    '__copy__',
+    '__deepcopy__',
+  }
+)
+
+
+def _append(xs: Any, x: Any) -> Any:
+  return xs + (x,)
+
+
+def _no_values() -> tuple[()]:
+  return ()
+
+
+@dataclass_transform(field_specifiers=(field,))
+class Module(hk.Module, metaclass=ModuleMeta):
+  """The base class of layers and models.
+
+  A subclass is a dataclass: its fields are its hyper-parameters. Submodules and
+  variables are declared in `setup`, or in one method marked by `compact`. A
+  module is made without values; `init` makes its variables, `apply` calls it
+  with them. It is a Haiku module too: inside of `hk.transform` it is called as
+  such.
+
+  Example::
+
+    >>> import haiku_state.linen as nn
+    >>> import jax, jax.numpy as jnp
+    >>> class MLP(nn.Module):
+    ...   features: int
+    ...   @nn.compact
+    ...   def __call__(self, x):
+    ...     x = nn.relu(nn.Dense(self.features)(x))
+    ...     return nn.Dense(1)(x)
+    >>> x = jnp.ones((2, 3))
+    >>> variables = MLP(4).init(jax.random.key(0), x)
+    >>> MLP(4).apply(variables, x).shape
+    (2, 1)
+
+  Attributes:
+    name: the name in the parent, None at the top.
+    parent: the module that this one belongs to, a `Scope`, or None.
+    scope: the scope that the module is bound to, None while it is unbound.
+  """
+
+  AUTO_REPR = False  # Haiku's is slow, and ours is Flax's.
+
+  scope: Scope | None = None
+  _state: ModuleState = UNINITIALIZED
+  _field_names: tuple[str, ...] = ()
+  _compact_name_scope_methods: tuple[str, ...] = ()
+  _setup_needed = False
+  # Whether an adopted copy keeps its name rather than that of the attribute.
+  _named_by_itself = False
+
+  if TYPE_CHECKING:
+    # For type checkers: every module has these fields, behind its own.
+    name: str | None = field(default=None, kw_only=True)
+    parent: Module | Scope | Unspecified | None = field(
+      default=None, kw_only=True
+    )
+    __dataclass_fields__: dict[str, Any]
+
+    def __init__(self, *args: Any, **kwargs: Any): ...
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+
+  # --- The class ---
+
+  def __init_subclass__(cls, kw_only: bool = False, **kwargs: Any) -> None:
+    super().__init_subclass__(**kwargs)
+    make_dataclass(cls, kw_only, _ParentType)
+    cls._compact_name_scope_methods = tuple(
+      name
+      for name in dir(cls)
+      if hasattr(getattr(cls, name, None), 'compact_name_scope')
+    )
+    cls._state = UNINITIALIZED
+    cls.scope = None
+    cls._setup_needed = cls.setup is not Module.setup or bool(
+      cls._compact_name_scope_methods
+    )
+
+  # --- The life of an object ---
+
+  def __post_init__(self) -> None:
+    own = self.__dict__
+    own['_id'] = ids.uuid()
+    own['_state'] = ModuleState()
+    parent = self.parent
+    if parent is unspecified:
+      parent = self.parent = self._find_parent()
+    if parent is None:
+      return
+    if isinstance(parent, Module):
+      if not self._attach(parent):
+        return
+    elif isinstance(parent, Scope):
+      own['scope'] = parent
+    else:
+      raise ValueError('parent must be None, Module or Scope')
+    self._bind()
+
+  def _find_parent(self) -> Module | None:
+    """Returns the module whose method makes this one, if there is one."""
+    caller = context.modules[-1]
+    if caller is None or caller.scope is None:
+      if called_by_haiku():
+        self.__dict__['_made_in_haiku'] = True
+    elif not caller.scope._run.is_at_rest and called_by_haiku():
+      # A Haiku module is between: this one belongs to that.
+      self.__dict__['_made_in_haiku'] = True
+      return None
+    return caller
+
+  def _attach(self, parent: Module) -> bool:
+    """Takes a name and a scope below a parent; returns whether it could yet.
+
+    Raises:
+      AssignSubModuleError: the parent is in no method that may have submodules.
+      NameInUseError: the name is taken.
+    """
+    state = parent._state
+    name = self.name
+    if name is None and state.in_setup:
+      return False  # It gets its name when it is assigned to an attribute.
+    if not parent._initialization_allowed:
+      raise errors.AssignSubModuleError(type(self).__name__)
+    if name is None:
+      prefix = type(self).__name__
+      count = state.autoname_cursor.get(prefix, 0)
+      name = f'{prefix}_{count}'
+      self.__dict__['name'] = name
+      state.autoname_cursor[prefix] = count + 1
+    assert parent.scope is not None
+    # In a lifted transform setup runs again, on names that it took outside.
+    reuse = state.in_setup and state.setup_called is SetupPhase.TRANSFORMED
+    if not reuse and parent.scope.name_reserved(name):
+      raise errors.NameInUseError('submodule', name, type(parent).__name__)
+    state.children[name] = self
+    self.__dict__['scope'] = parent.scope.push(name, reuse=reuse)
+    return True
+
+  def _bind(self) -> None:
+    """Makes a module that has a scope ready for use."""
+    scope = self.scope
+    assert scope is not None
+    run = scope._run
+    if run.is_at_rest:
+      if scope.parent is None:
+        run.haiku_root = calls.haiku_name(self)
+    else:
+      enter_haiku(self, scope.haiku_path)
+    for name in self._field_names:
+      value = self.__dict__.get(name, unspecified)
+      if value is not unspecified and not submodules.is_plain(value):
+        submodules.register(self, name, value, Module)
+    self._state.is_initialized = True
+
+  def setup(self) -> None:
+    """Declares submodules and variables, as attributes.
+
+    It runs once for each bound module, before its first method or at the first
+    look at an attribute that is missing. What is assigned to an attribute gets
+    the name of the attribute.
+    """
+
+  def _try_setup(self, shallow: bool = False) -> None:
+    """Runs `setup` if it is due.
+
+    Args:
+      shallow: whether to attach the modules in fields only, and to check
+        `setup` abstractly: it then runs inside of the lifted transform that is
+        about to begin.
+    """
+    state = self._state
+    if self.scope is None or state.in_setup:
+      return
+    if state.setup_called is SetupPhase.DONE:
+      return
+    if not self._setup_needed:
+      if not shallow:
+        state.setup_called = SetupPhase.DONE
+      return
+    try:
+      state.in_setup = True
+      for name in self._field_names:
+        submodules.register(self, name, getattr(self, name), Module)
+      if not shallow:
+        self._run_setup()
+      elif state.setup_called is SetupPhase.NEW:
+        self._check_setup()
+    finally:
+      state.in_setup = False
+      if not shallow:
+        state.setup_called = SetupPhase.DONE
+
+  def _run_setup(self) -> None:
+    self.setup()
+    scopes = {
+      name: CompactNameScope(
+        getattr(type(self), name).inner_fun,
+        weakref.ref(self),
+        parent=self,
+        name=name,
+      )
+      for name in self._compact_name_scope_methods
+    }
+    if scopes:
+      self._compact_name_scope_modules = scopes
+
+  def _check_setup(self) -> None:
+    """Runs `setup` on shapes only, for the errors that it raises."""
+
+    def run(x):
+      clone = self.clone
+      with _KeylessScope({}, mutable=True).temporary() as root:
+        return root._run.execute(root, lambda: clone(parent=root)._checked(x))
+
+    jax.eval_shape(run, 0)
+
+  def _checked(self, x: Any) -> Any:
+    self._try_setup()
+    return x
+
+  # --- Attributes ---
+
+  def __setattr__(self, name: str, val: Any) -> None:
+    state = self._state
+    if not state.in_setup:
+      if state.is_initialized and not name.startswith('__'):
+        raise errors.SetAttributeFrozenModuleError(
+          type(self).__name__, name, val
+        )
+      object.__setattr__(self, name, val)
+      return
+    own_field = self.__dataclass_fields__.get(name)
+    if own_field is not None and own_field.init:
+      raise errors.SetAttributeInModuleSetupError()
+    assert self.scope, 'Trying to register submodules on unbound scope.'
+    submodules.register(self, name, val, Module)
+
+  def __getattr__(self, name: str) -> Any:
+    if name in _COPY_METHODS:
+      raise AttributeError()
+    self._try_setup()
+    if name in self.__dict__:
+      return self.__dict__[name]
+    text = f'"{type(self).__name__}" object has no attribute "{name}".'
+    if self.scope is None:
+      text += (
+        f' If "{name}" is defined in \'.setup()\', remember these fields are'
+        " only accessible from inside 'init' or 'apply'."
+      )
+    raise AttributeError(text)
+
+  def __dir__(self) -> list[str]:
+    self._try_setup()
+    return object.__dir__(self)  # type: ignore[return-value]
+
+  def __repr__(self) -> str:
+    return module_repr(self)
+
+  @property
+  def _initialization_allowed(self) -> bool:
+    """Whether submodules and variables may be declared now."""
+    state = self._state
+    return state.in_compact_method or state.in_setup or not state.is_initialized
+
+  @property
+  def path(self) -> tuple[str, ...]:
+    """The names from the root to this module; () for the root.
+
+    Raises:
+      ValueError: the module is unbound.
+    """
+    return self._bound_scope(
+      "Can't access module paths on unbound modules."
+    ).path
+
+  def _bound_scope(self, message: str) -> Scope:
+    if self.scope is None:
+      raise ValueError(message)
+    return self.scope
+
+  # --- Copies ---
+
+  def clone(
+    self: M,
+    *,
+    parent: Scope | Module | Unspecified | None = None,
+    _deep_clone: bool | weakref.WeakValueDictionary = False,
+    _reset_names: bool = False,
+    **updates: Any,
+  ) -> M:
+    """Returns a copy with the same fields and another place.
+
+    `copy` has better defaults for users.
+
+    Args:
+      parent: the parent of the copy.
+      _deep_clone: whether modules in fields are copied too, or the copies made
+        so far by the ids of their originals.
+      _reset_names: whether copies of modules in fields lose their names.
+      **updates: new values of fields.
+    """
+    attrs = {f: getattr(self, f) for f in self._field_names}
+    attrs['name'] = self.name
+    attrs.update(parent=parent, **updates)
+    if _deep_clone is not False:
+      copies = (
+        weakref.WeakValueDictionary() if _deep_clone is True else _deep_clone
+      )
+      # The fields hold the copies; until then this keeps them alive.
+      attrs = {
+        name: value
+        if name == 'parent'
+        else submodules.map_modules(
+          lambda m: _copy_once(m, copies, _reset_names), value, Module
+        )
+        for name, value in attrs.items()
+      }
+    return type(self)(**attrs)
+
+  def copy(
+    self: M,
+    *,
+    parent: Scope | Module | Unspecified | None = unspecified,
+    name: str | None = None,
+    **updates: Any,
+  ) -> M:
+    """Returns a copy, a new submodule of the module whose method is running.
+
+    Args:
+      parent: the parent of the copy.
+      name: the name of the copy; by default an automatic one.
+      **updates: new values of fields.
+    """
+    return self.clone(
+      parent=parent, name=name, _deep_clone=True, _reset_names=False, **updates
+    )
+
+  # --- Variables ---
+
+  def variable(
+    self,
+    col: str,
+    name: str,
+    init_fn: Callable[..., T] | None = None,
+    *init_args: Any,
+    unbox: bool = True,
+    **init_kwargs: Any,
+  ) -> Variable[T]:
+    """Declares a variable; its `value` can be read and set.
+
+    Args:
+      col: the name of its collection.
+      name: its name.
+      init_fn: returns the initial value, called only if there is none.
+      *init_args: arguments of `init_fn`.
+      unbox: whether `value` is without its box of metadata.
+      **init_kwargs: keyword arguments of `init_fn`.
+
+    Raises:
+      NameInUseError: the name is taken.
+      ValueError: the module is not in `setup` or a compact method.
+    """
+    if not self._initialization_allowed:
+      raise ValueError(
+        'Variables must be initialized in `setup()` or in a method '
+        'wrapped in `@compact`'
+      )
+    scope = self.scope
+    assert scope is not None
+    if scope.name_reserved(name, col):
+      raise errors.NameInUseError('variable', name, type(self).__name__)
+    v = scope.variable(
+      col, name, init_fn, *init_args, unbox=unbox, **init_kwargs
+    )
+    self._state.children[name] = col
+    return v
+
+  def param(
+    self,
+    name: str,
+    init_fn: Callable[..., T],
+    *init_args: Any,
+    unbox: bool = True,
+    **init_kwargs: Any,
+  ) -> T:
+    """Declares a parameter and returns its value.
+
+    Args:
+      name: its name.
+      init_fn: takes a key, then the arguments, and returns the initial value.
+      *init_args: arguments of `init_fn`.
+      unbox: whether the value is without its box of metadata.
+      **init_kwargs: keyword arguments of `init_fn`.
+
+    Raises:
+      NameInUseError: the name is taken.
+      ScopeParamNotFoundError: there is no such parameter in `apply`.
+      ScopeParamShapeError: it has another shape than `init_fn` makes.
+      ValueError: the module is not in `setup` or a compact method.
+    """
+    if not self._initialization_allowed:
+      raise ValueError(
+        'Parameters must be initialized in `setup()` or in a method '
+        'wrapped in `@compact`'
+      )
+    scope = self.scope
+    assert scope is not None
+    if scope.name_reserved(name, 'params'):
+      raise errors.NameInUseError('param', name, type(self).__name__)
+    value = scope.param(name, init_fn, *init_args, unbox=unbox, **init_kwargs)
+    self._state.children[name] = 'params'
+    return value
+
+  def has_variable(self, col: str, name: str) -> bool:
+    """Returns whether a variable, or a submodule with some, is there."""
+    message = "Can't access variables on unbound modules"
+    return self._bound_scope(message).has_variable(col, name)
+
+  def get_variable(self, col: str, name: str, default: Any = None) -> Any:
+    """Returns the value of a variable, `default` where there is none."""
+    message = "Can't access variables on unbound modules"
+    return self._bound_scope(message).get_variable(col, name, default)
+
+  def put_variable(self, col: str, name: str, value: Any) -> None:
+    """Sets the value of a variable, whether or not it is declared.
+
+    Raises:
+      ModifyScopeVariableError: the collection is immutable.
+    """
+    message = "Can't access variables on unbound modules"
+    self._bound_scope(message).put_variable(col, name, value)
+
+  @property
+  def variables(self) -> Any:
+    """The variables of this module and those below it, by collection."""
+    return self._bound_scope(
+      "Can't access variables on unbound modules"
+    ).variables()
+
+  def sow(
+    self,
+    col: str,
+    name: str,
+    value: Any,
+    reduce_fn: Callable[[K, Any], K] = _append,
+    init_fn: Callable[[], K] = _no_values,  # type: ignore[assignment]
+  ) -> bool:
+    """Stores a value in a collection, if that is mutable.
+
+    Args:
+      col: the name of the collection.
+      name: the name of the variable.
+      value: what to store.
+      reduce_fn: joins what is stored so far with `value`; by default a tuple
+        grows.
+      init_fn: returns what the first value is joined with.
+
+    Returns:
+      Whether the value was stored.
+    """
+    scope = self._bound_scope("Can't store variables on unbound modules")
+    if not scope.is_mutable_collection(col):
+      return False
+    if scope.has_variable(col, name):
+      xs = scope.get_variable(col, name)
+    else:
+      scope.reserve(name, col)
+      self._state.children[name] = col
+      xs = init_fn()
+    scope.put_variable(col, name, reduce_fn(xs, value))
+    return True
+
+  def perturb(
+    self, name: str, value: T, collection: str = 'perturbations'
+  ) -> T:
+    """Adds a variable of zeros to a value, to take gradients with respect to.
+
+    It does nothing in `apply` unless the collection is passed.
+
+    Args:
+      name: the name of the variable.
+      value: an array, or a pytree of arrays.
+      collection: the name of its collection.
+
+    Returns:
+      The value plus the variable.
+
+    Raises:
+      ValueError: the collection is passed without this variable.
+    """
+    scope = self._bound_scope("Can't store variables on unbound modules")
+    found = scope.has_variable(collection, name)
+    if scope.is_mutable_collection(collection) and not found:
+      scope.reserve(name, collection)
+      self._state.children[name] = collection
+      zeros = jax.tree.map(jnp.zeros_like, value)
+      scope.put_variable(collection, name, zeros)
+      found = True
+    if found:
+      noise = scope.get_variable(collection, name)
+      return jax.tree.map(jnp.add, value, noise)
+    if scope._run.store.has_collection(collection):
+      raise ValueError(
+        f'Perturbation collection {collection} present, but missing'
+        f' perturbation variable {name}'
+      )
+    return value
+
+  def is_mutable_collection(self, col: str) -> bool:
+    """Returns whether the collection may be changed."""
+    message = "Can't check mutability on unbound modules"
+    return self._bound_scope(message).is_mutable_collection(col)
+
+  def is_initializing(self) -> bool:
+    """Returns whether this is a call of `init`."""
+    scope = self._bound_scope(
+      "Can't check if running under init() on unbound modules"
+    )
+    return scope.get_flag('initializing', False)
+
+  def has_rng(self, name: str) -> bool:
+    """Returns whether there is a key stream of this name."""
+    message = "Can't query for RNGs on unbound modules"
+    return self._bound_scope(message).has_rng(name)
+
+  def make_rng(self, name: str = 'params') -> jax.Array:
+    """Returns a new key of a stream, `params` if there is no such stream.
+
+    Raises:
+      InvalidRngError: there is neither.
+    """
+    message = "Can't use RNGs on unbound modules"
+    return self._bound_scope(message).make_rng(name)
+
+  # --- Pure functions ---
+
+  def init(
+    self,
+    rngs: RNGs,
+    *args: Any,
+    method: Callable[..., Any] | str | None = None,
+    mutable: CollectionFilter = DEFAULT_INIT_MUTABLE,
+    capture_intermediates: CaptureFilter = False,
+    **kwargs: Any,
+  ) -> Any:
+    """Makes the variables of the module.
+
+    Args:
+      rngs: a key for the stream `params`, or keys by name of the stream.
+      *args: arguments of the method.
+      method: what to call, by default `__call__`: the name of a method, a
+        method, or a function of the module.
+      mutable: which collections are made.
+      capture_intermediates: see `apply`.
+      **kwargs: keyword arguments of the method.
+
+    Returns:
+      The variables, by collection.
+    """
+    Module._module_checks(self)
+    return self.init_with_output(
+      rngs,
+      *args,
+      method=method,
+      mutable=mutable,
+      capture_intermediates=capture_intermediates,
+      **kwargs,
+    )[1]
+
+  def init_with_output(
+    self,
+    rngs: RNGs,
+    *args: Any,
+    method: Callable[..., Any] | str | None = None,
+    mutable: CollectionFilter = DEFAULT_INIT_MUTABLE,
+    capture_intermediates: CaptureFilter = False,
+    **kwargs: Any,
+  ) -> tuple[Any, Any]:
+    """Makes the variables of the module, and calls it.
+
+    Args:
+      rngs: see `init`.
+      *args: arguments of the method.
+      method: see `init`.
+      mutable: see `init`.
+      capture_intermediates: see `apply`.
+      **kwargs: keyword arguments of the method.
+
+    Returns:
+      What the method returns, and the variables.
+    """
+    Module._module_checks(self)
+    fn = calls.resolve_method(self, method, Module)
+    run = init_with_output(fn, self, mutable, capture_intermediates)
+    return run(self._checked_rngs(rngs), *args, **kwargs)
+
+  def apply(
+    self,
+    variables: Mapping[str, Any],
+    *args: Any,
+    rngs: RNGs | None = None,
+    method: Callable[..., Any] | str | None = None,
+    mutable: CollectionFilter = False,
+    capture_intermediates: CaptureFilter = False,
+    **kwargs: Any,
+  ) -> Any:
+    """Calls the module with the variables given.
+
+    Args:
+      variables: collections by name.
+      *args: arguments of the method.
+      rngs: keys by name of the stream, or one for the stream `params`.
+      method: see `init`.
+      mutable: which collections may be changed.
+      capture_intermediates: whether to store what methods return in the
+        collection `intermediates`: True for `__call__`, or a function of module
+        and name of the method.
+      **kwargs: keyword arguments of the method.
+
+    Returns:
+      What the method returns, if `mutable` is False. Otherwise that and the
+      mutable collections after the call, whether or not they have changed.
+    """
+    Module._module_checks(self)
+    if rngs is not None:
+      rngs = self._checked_rngs(rngs)
+    fn = calls.resolve_method(self, method, Module)
+    run = apply(fn, self, mutable, capture_intermediates)
+    return run(variables, *args, **kwargs, rngs=rngs)
+
+  def lazy_init(
+    self,
+    rngs: RNGs,
+    *args: Any,
+    method: Callable[..., Any] | None = None,
+    mutable: CollectionFilter = DEFAULT_INIT_MUTABLE,
+    **kwargs: Any,
+  ) -> Any:
+    """Makes the variables of the module from the shapes of its inputs.
+
+    Args:
+      rngs: see `init`.
+      *args: arguments of the method. A `jax.ShapeDtypeStruct` stands for an
+        array whose values no variable depends on; nothing is computed from it.
+      method: see `init`.
+      mutable: see `init`.
+      **kwargs: keyword arguments of the method.
+
+    Returns:
+      The variables.
+
+    Raises:
+      LazyInitError: a variable depends on the values of such an argument.
+    """
+    Module._module_checks(self)
+
+    def init_fn(rngs, *args, **kwargs):
+      return self.init(rngs, *args, method=method, mutable=mutable, **kwargs)
+
+    return core.partial_eval.lazy_init(init_fn)(rngs, *args, **kwargs)
+
+  def bind(
+    self: M,
+    variables: Mapping[str, Any],
+    *args: Any,
+    rngs: Mapping[str, jax.Array] | None = None,
+    mutable: CollectionFilter = False,
+  ) -> M:
+    """Returns a copy that holds variables, and is used as an object.
+
+    Each call of a method is a run of its own; what it changes in mutable
+    collections stays.
+
+    Args:
+      variables: collections by name.
+      *args: nothing; more arguments are left unused, as in Flax.
+      rngs: keys by name of the stream.
+      mutable: which collections may be changed.
+    """
+    Module._module_checks(self)
+    del args
+    scope = core.scope.bind(variables, rngs=rngs, mutable=mutable)
+    return self.clone(parent=scope, _deep_clone=True)
+
+  def unbind(self: M) -> tuple[M, Any]:
+    """Returns the module without its variables, and the variables.
+
+    Raises:
+      CallUnbindOnUnboundModuleError: the module is not bound.
+    """
+    Module._module_checks(self)
+    if self.scope is None:
+      raise errors.CallUnbindOnUnboundModuleError()
+    module = self.clone(_deep_clone=True, _reset_names=True, name=None)
+    return module, self.variables
+
+  def _checked_rngs(self, rngs: Any) -> Any:
+    """Returns keys by name of the stream, from those or one key.
+
+    Raises:
+      InvalidRngError: it is neither.
+    """
+    if isinstance(rngs, dict):
+      return rngs
+    if not core.keys.is_valid_rng(rngs):
+      raise errors.InvalidRngError(
+        'RNGs should be of shape (2,) or PRNGKey in Module '
+        f'{type(self).__name__}, but rngs are: {rngs}'
+      )
+    return {'params': rngs}
+
+  def _module_checks(self) -> None:
+    """Raises if this is a class, or was not made as modules are."""
+    if not isinstance(self, Module):
+      raise errors.InvalidInstanceModuleError()
+    if '_id' not in self.__dict__:
+      raise errors.IncorrectPostInitOverrideError()
+
+  # --- For people ---
+
+  def tabulate(
+    self,
+    rngs: RNGs,
+    *args: Any,
+    depth: int | None = None,
+    show_repeated: bool = False,
+    mutable: CollectionFilter = DEFAULT_INIT_MUTABLE,
+    console_kwargs: Mapping[str, Any] | None = None,
+    table_kwargs: Mapping[str, Any] = types.MappingProxyType({}),
+    column_kwargs: Mapping[str, Any] = types.MappingProxyType({}),
+    compute_flops: bool = False,
+    compute_vjp_flops: bool = False,
+    **kwargs: Any,
+  ) -> str:
+    """Returns a table of the module and its submodules as text.
+
+    Args:
+      rngs: see `init`.
+      *args: arguments of `__call__`.
+      depth: how many levels of submodules to show; None for all.
+      show_repeated: whether to show the second and later calls of a module.
+      mutable: see `init`.
+      console_kwargs: arguments of `rich.console.Console`.
+      table_kwargs: arguments of `rich.table.Table`.
+      column_kwargs: arguments of `rich.table.Table.add_column`.
+      compute_flops: whether to show the operations of a forward pass.
+      compute_vjp_flops: whether to show those of a backward pass.
+      **kwargs: keyword arguments of `__call__`.
+    """
+    from haiku_state.linen import summary  # It shows modules: it is above them.
+
+    return summary.tabulate(
+      self,
+      rngs,
+      depth=depth,
+      show_repeated=show_repeated,
+      mutable=mutable,
+      console_kwargs=console_kwargs,
+      table_kwargs=table_kwargs,
+      column_kwargs=column_kwargs,
+      compute_flops=compute_flops,
+      compute_vjp_flops=compute_vjp_flops,
+    )(*args, **kwargs)
+
+  def module_paths(
+    self,
+    rngs: RNGs,
+    *args: Any,
+    show_repeated: bool = False,
+    mutable: CollectionFilter = DEFAULT_INIT_MUTABLE,
+    **kwargs: Any,
+  ) -> dict[str, Module]:
+    """Returns copies of the module and its submodules by their paths.
+
+    Args:
+      rngs: see `init`.
+      *args: arguments of `__call__`.
+      show_repeated: whether second and later calls of a module count.
+      mutable: see `init`.
+      **kwargs: keyword arguments of `__call__`.
+    """
+    from haiku_state.linen import summary  # It shows modules: it is above them.
+
+    table = summary._get_module_table(
+      module=self,
+      depth=None,
+      show_repeated=show_repeated,
+      compute_flops=False,
+      compute_vjp_flops=False,
+    )(rngs, *args, **kwargs, mutable=mutable)
+    return {'/'.join(row.path): row.module_copy for row in table}
+
+
+_ParentType = Union[Module, Scope, Unspecified, None]
+
+
+class _KeylessScope(Scope):
+  """A scope whose keys are all the same, to look at shapes with."""
+
+  def make_rng(self, name: str = 'params') -> jax.Array:
+    del name
+    return jax.random.key(0)
+
+  def params_rng(self, init_fn: Callable[..., Any]) -> jax.Array:
+    del init_fn
+    return jax.random.key(0)
+
+
+def _copy_once(
+  module: Any, copies: weakref.WeakValueDictionary, reset_names: bool
+) -> Any:
+  """Returns the copy of a module, the same one for the same module."""
+  if '_id' not in module.__dict__:
+    return module  # It was not made as modules are: a mock, for example.
+  copy = copies.get(module._id)
+  if copy is None:
+    updates = {'name': None} if reset_names else {}
+    copy = module.clone(_deep_clone=copies, _reset_names=reset_names, **updates)
+    copies[module._id] = copy
+  return copy
+
+
+def merge_param(name: str, a: T | None, b: T | None) -> T:
+  """Returns the one of two values that is given: a field or an argument.
+
+  Args:
+    name: what it is, for the error.
+    a: the value of the constructor, or None.
+    b: the value of the call, or None.
+
+  Raises:
+    ValueError: both are given, or neither.
+  """
+  if a is not None and b is not None:
+    raise ValueError(
+      f'Parameter "{name}" was passed to the constructor and at call time.'
+      ' Should be passed just once.'
+    )
+  if a is not None:
+    return a
+  if b is not None:
+    return b
+  raise ValueError(
+    f'Parameter "{name}" must be passed to the constructor or at call time.'
+  )
+
+
+class CompactNameScope(Module):
+  """The submodule that a method marked by `compact_name_scope` runs in."""
+
+  fn: Callable[..., Any]
+  module_fn: Callable[[], Any]
+  _named_by_itself = True
+
+  @compact
+  def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    return self.fn(self.module_fn(), *args, **kwargs)
+
+
+def compact_name_scope(fun: Callable[..., Any]) -> Callable[..., Any]:
+  """Marks a method that may make submodules, in a scope of the method's name.
+
+  A class may have several, beside a compact one.
+
+  Args:
+    fun: the method.
+  """
+
+  @functools.wraps(fun)
+  def wrapper(self, *args, **kwargs):
+    name = fun.__name__
+    if not hasattr(self, '_compact_name_scope_modules'):
+      raise ValueError(
+        f'Cannot call compact_name_scope method {name!r} on a Module that has'
+        f' not been setup. This is likely because you are calling {name!r} from'
+        ' outside of init or apply.'
+      )
+    return self._compact_name_scope_modules[name](*args, **kwargs)
+
+  wrapper.compact_name_scope = True  # type: ignore[attr-defined]
+  wrapper.inner_fun = fun  # type: ignore[attr-defined]
+  wrapper.nowrap = True  # type: ignore[attr-defined]
+  return wrapper
+
+
+def share_scope(module: Module, other: Module, /) -> None:
+  """Makes two modules use one scope, so that their names do not nest.
+
+  If `other` is below `module`, it takes its scope; otherwise `module` takes
+  that of `other`. Submodules come along.
+
+  Args:
+    module: a bound module.
+    other: another.
+
+  Raises:
+    CallShareScopeOnUnboundModuleError: one of them is unbound.
+    ValueError: both have a submodule of the same name.
+  """
+  if module.scope is None or other.scope is None:
+    raise errors.CallShareScopeOnUnboundModuleError()
+  below: Scope | None = other.scope
+  while below is not None and below is not module.scope:
+    below = below.parent
+  if below is None:
+    moved, scope = module, other.scope
+  else:
+    moved, scope = other, module.scope
+  old = moved.scope
+  _move(moved, scope)
+  for child in moved._state.children.values():
+    if isinstance(child, Module) and child.scope and child.scope.parent == old:
+      if isinstance(child.scope.name, str):
+        scope.reserve(child.scope.name)
+      child.scope._move_below(scope)
+      if 'module_name' in child.__dict__:
+        child.__dict__['module_name'] = child.scope.haiku_path
+
+
+def _move(module: Module, scope: Scope) -> None:
+  module.__dict__['scope'] = scope
+  if 'module_name' in module.__dict__:
+    module.__dict__['module_name'] = scope.haiku_path

@@ -1,0 +1,1 @@
+"""Lifted transforms of modules."""
