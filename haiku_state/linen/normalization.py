@@ -25,7 +25,6 @@ from haiku_state.typing import PRNGKey as PRNGKey
 from haiku_state.typing import Shape as Shape
 
 field = dataclasses.field
-map_variables = transforms.map_variables
 
 
 class BatchNorm(Module):
@@ -765,7 +764,7 @@ def _with_mapped_variables(
   **options: Any,
 ) -> Any:
   """It runs the wrapped layer on variables that went through `change`."""
-  return map_variables(
+  return transforms.map_variables(
     lambda layer: layer(*args, **kwargs),
     trans_in_fn=lambda vs: jax.tree_util.tree_map_with_path(change, vs),
     init=wrapper.is_initializing(),
