@@ -16,10 +16,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from haiku_state.linen import initializers, transforms
+from haiku_state.linen import initializers
 from haiku_state.linen.dtypes import _has_dtype, promote_dtype
 from haiku_state.linen.dtypes import canonicalize_dtype as canonicalize_dtype
 from haiku_state.linen.module import Module, compact, merge_param
+from haiku_state.linen.transforms import map_variables as map_variables
 from haiku_state.typing import Array, Axes, Dtype, Initializer
 from haiku_state.typing import PRNGKey as PRNGKey
 from haiku_state.typing import Shape as Shape
@@ -764,7 +765,7 @@ def _with_mapped_variables(
   **options: Any,
 ) -> Any:
   """It runs the wrapped layer on variables that went through `change`."""
-  return transforms.map_variables(
+  return map_variables(
     lambda layer: layer(*args, **kwargs),
     trans_in_fn=lambda vs: jax.tree_util.tree_map_with_path(change, vs),
     init=wrapper.is_initializing(),
