@@ -515,10 +515,10 @@ def available_steps(
   Raises:
     ValueError: what follows the prefix in a name is no number of that type.
   """
-  return [
-    step_type(path[path.rfind(prefix) + len(prefix) :])
-    for path in _all_checkpoints(ckpt_dir, prefix)
-  ]
+  # A prefix may contain directories.
+  name_prefix = os.path.basename(prefix)
+  names = map(os.path.basename, _all_checkpoints(ckpt_dir, prefix))
+  return [step_type(name.removeprefix(name_prefix)) for name in names]
 
 
 # Restoring

@@ -124,7 +124,7 @@ def _in_containers_of(like, tree):
 
 def _thawed(tree):
   return jax.tree.map(
-    lambda x: unfreeze(x) if isinstance(x, FrozenDict) else x,
+    lambda x: _thawed(unfreeze(x)) if isinstance(x, FrozenDict) else x,
     tree,
     is_leaf=lambda x: isinstance(x, FrozenDict),
   )

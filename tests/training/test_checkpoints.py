@@ -1,0 +1,592 @@
+import inspect
+import os
+import pathlib
+import subprocess
+import sys
+import threading
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from haiku_state import errors, struct
+from haiku_state.configurations import config
+from haiku_state.core.frozen_dict import FrozenDict, freeze
+from haiku_state.training import checkpoints
+from haiku_state.training.train_state import TrainState
+
+pytestmark = pytest.mark.filterwarnings('ignore::DeprecationWarning')
+
+
+@pytest.fixture
+def flax_checkpoints():
+  flax = pytest.importorskip('flax')
+  from flax.training import checkpoints as theirs
+
+  with flax.config.temp_flip_flag('use_orbax_checkpointing', False):
+    yield theirs
+
+
+@pytest.fixture(autouse=True)
+def _msgpack():
+  with config.temp_flip_flag('use_orbax_checkpointing', False):
+    yield
+
+
+@pytest.fixture(params=['msgpack', 'orbax'])
+def a_format(request):
+  """It runs a test with the flag both ways."""
+  use_orbax = request.param == 'orbax'
+  if use_orbax:
+    pytest.importorskip('orbax.checkpoint')
+  with config.temp_flip_flag('use_orbax_checkpointing', use_orbax):
+    yield request.param
+
+
+def _state(number):
+  return {'w': np.full(3, number)}
+
+
+def _number(state):
+  return int(state['w'][0])
+
+
+# What is saved is restored
+
+
+class _Pair(NamedTuple):
+  left: np.ndarray
+  right: int
+
+
+@struct.dataclass
+class _Stats:
+  mean: np.ndarray
+  name: str = struct.field(pytree_node=False)
+
+
+_TARGETS = {
+  'dict': {'a': np.arange(3), 'b': {'c': np.float32(2)}},
+  'frozen': freeze({'a': {'b': np.arange(2)}}),
+  'tuple': (np.arange(2), [np.ones((2, 2))]),
+  'named tuple': _Pair(np.arange(2), 3),
+  'dataclass': _Stats(np.arange(2), 'x'),
+  'None inside': {'a': None, 'b': np.arange(1)},
+  'optimizer': optax.adam(0.1).init({'w': jnp.ones(2)}),
+  'bfloat16': {'a': jnp.ones(3, jnp.bfloat16)},
+}
+
+
+@pytest.mark.parametrize('name', _TARGETS)
+def test_saved_is_restored(name, a_format, tmp_path):
+  target = _TARGETS[name]
+  path = checkpoints.save_checkpoint(tmp_path, target, 1)
+  assert path == str(tmp_path / 'checkpoint_1')
+  zeros = jax.tree.map(lambda x: x * 0, target)
+  for place in (tmp_path, path):
+    restored = checkpoints.restore_checkpoint(place, zeros)
+    assert jax.tree.structure(restored) == jax.tree.structure(target)
+    jax.tree.map(np.testing.assert_array_equal, restored, target)
+  # Without a target the leaves come in the same order, in dicts.
+  leaves = jax.tree.leaves(checkpoints.restore_checkpoint(path, None))
+  assert len(leaves) == len(jax.tree.leaves(target))
+
+
+@pytest.mark.parametrize('name', _TARGETS)
+@pytest.mark.parametrize('from_flax', [False, True])
+def test_flax_reads_ours_and_the_reverse(
+  name, from_flax, a_format, tmp_path, flax_checkpoints
+):
+  import flax
+
+  if name in ('frozen', 'dataclass'):
+    pytest.skip('Flax knows only its own classes; see the next test.')
+  target = _TARGETS[name]
+  ours_theirs = (checkpoints, flax_checkpoints)
+  writer, reader = reversed(ours_theirs) if from_flax else ours_theirs
+  with flax.config.temp_flip_flag(
+    'use_orbax_checkpointing', a_format == 'orbax'
+  ):
+    writer.save_checkpoint(tmp_path, target, 1)
+    restored = reader.restore_checkpoint(tmp_path, target)
+  jax.tree.map(np.testing.assert_array_equal, restored, target)
+  assert reader.available_steps(tmp_path) == [1]
+
+
+@pytest.mark.parametrize('from_flax', [False, True])
+def test_train_state_from_and_to_flax(
+  from_flax, a_format, tmp_path, flax_checkpoints
+):
+  import flax
+  from flax.training import train_state
+
+  def create(cls, freeze):
+    params = freeze({'dense': {'kernel': jnp.arange(4.0)}})
+    state = cls.create(apply_fn=None, params=params, tx=optax.adam(0.1))
+    return state.apply_gradients(grads=params)
+
+  ours = create(TrainState, freeze)
+  theirs = create(train_state.TrainState, flax.core.freeze)
+  with flax.config.temp_flip_flag(
+    'use_orbax_checkpointing', a_format == 'orbax'
+  ):
+    if from_flax:
+      flax_checkpoints.save_checkpoint(tmp_path, theirs, 1)
+      restored = checkpoints.restore_checkpoint(tmp_path, ours)
+      assert isinstance(restored.params, FrozenDict)
+    else:
+      checkpoints.save_checkpoint(tmp_path, ours, 1)
+      restored = flax_checkpoints.restore_checkpoint(tmp_path, theirs)
+  for x, y in zip(jax.tree.leaves(restored), jax.tree.leaves(ours)):
+    np.testing.assert_array_equal(x, y)
+
+
+def test_msgpack_files_equal_flax(tmp_path, flax_checkpoints):
+  target = {'b': np.arange(3), 'a': (jnp.ones(2), 1, 'x')}
+  ours = checkpoints.save_checkpoint(tmp_path / 'ours', target, 1)
+  theirs = flax_checkpoints.save_checkpoint(tmp_path / 'theirs', target, 1)
+  data = pathlib.Path(ours).read_bytes()
+  assert data == pathlib.Path(theirs).read_bytes()
+
+
+@pytest.mark.parametrize('target', [1, 2.5, np.arange(3), 'word'])
+def test_single_leaf(target, tmp_path):
+  path = checkpoints.save_checkpoint(tmp_path, target, 1)
+  restored = checkpoints.restore_checkpoint(path, target)
+  np.testing.assert_array_equal(restored, target)
+
+
+def test_single_leaf_by_orbax(tmp_path):
+  ocp = pytest.importorskip('orbax.checkpoint')
+  with config.temp_flip_flag('use_orbax_checkpointing', True):
+    with pytest.raises(ValueError, match='Orbax backend only accept pytree'):
+      checkpoints.save_checkpoint(tmp_path, np.arange(3), 1)
+  arrays = ocp.Checkpointer(ocp.ArrayCheckpointHandler())
+  checkpoints.save_checkpoint(
+    tmp_path, np.arange(3), 1, orbax_checkpointer=arrays
+  )
+  restored = checkpoints.restore_checkpoint(
+    tmp_path, None, orbax_checkpointer=arrays
+  )
+  np.testing.assert_array_equal(restored, np.arange(3))
+
+
+@pytest.mark.parametrize('parallel', [False, True])
+@pytest.mark.parametrize('chunk', [1, 7, 10**9])
+def test_reading_in_parallel(parallel, chunk, tmp_path, monkeypatch):
+  monkeypatch.setattr(checkpoints, '_CHUNK', chunk)
+  checkpoints.save_checkpoint(tmp_path, _state(5), 1)
+  restored = checkpoints.restore_checkpoint(tmp_path, None, parallel=parallel)
+  np.testing.assert_array_equal(restored['w'], _state(5)['w'])
+
+
+# Which checkpoint
+
+
+def test_nothing_there_returns_the_target(tmp_path):
+  target = object()
+  for place in (tmp_path / 'no such', tmp_path, tmp_path / 'checkpoint_1'):
+    assert checkpoints.restore_checkpoint(place, target) is target
+  assert checkpoints.latest_checkpoint(tmp_path / 'no such') is None
+  assert checkpoints.available_steps(tmp_path / 'no such') == []
+
+
+def test_missing_step_raises(tmp_path):
+  checkpoints.save_checkpoint(tmp_path, _state(1), 1)
+  path = tmp_path / 'checkpoint_2'
+  with pytest.raises(ValueError) as error:
+    checkpoints.restore_checkpoint(tmp_path, None, step=2)
+  assert str(error.value) == f'Matching checkpoint not found: {path}'
+
+
+@pytest.mark.parametrize(
+  'steps', [[1, 2, 10], [0.5, 1.0, 2.25], [-1.0, 0.1, 1e5], [1e-3, 0.01, 0.1]]
+)
+def test_the_highest_step_is_the_latest(steps, tmp_path):
+  for step in steps:
+    checkpoints.save_checkpoint(tmp_path, _state(step * 1000), step, keep=9)
+  latest = str(tmp_path / f'checkpoint_{steps[-1]}')
+  assert checkpoints.latest_checkpoint(tmp_path) == latest
+  step_type = type(steps[0])
+  found = checkpoints.available_steps(tmp_path, step_type=step_type)
+  assert found == steps
+  for step in steps:
+    state = checkpoints.restore_checkpoint(tmp_path, None, step=step)
+    assert _number(state) == int(step * 1000)
+  state = checkpoints.restore_checkpoint(str(tmp_path) + '//.', None)
+  assert _number(state) == int(steps[-1] * 1000)
+
+
+@pytest.mark.parametrize('prefix', ['', 'run', 'a_1_', 'below/ckpt_'])
+def test_prefixes_are_apart(prefix, tmp_path):
+  if prefix:
+    checkpoints.save_checkpoint(tmp_path, _state(9), 9, prefix='other_')
+  for step in (3, 20):
+    checkpoints.save_checkpoint(
+      tmp_path, _state(step), step, prefix=prefix, keep=2
+    )
+  assert checkpoints.available_steps(tmp_path, prefix) == [3, 20]
+  state = checkpoints.restore_checkpoint(tmp_path, None, prefix=prefix)
+  assert _number(state) == 20
+
+
+_LEFTOVERS = [
+  'checkpoint_tmp',
+  'checkpoint_9_gda',
+  'checkpoint_9.orbax-checkpoint-tmp',
+  'checkpoint_0.orbax-checkpoint-tmp-123',
+  '.checkpoint_9.discarded',
+]
+
+
+def test_leftovers_are_no_checkpoints(a_format, tmp_path):
+  # Flax, too, ignores them when it restores; but not when it counts.
+  for name in _LEFTOVERS:
+    if name.endswith('tmp') and 'orbax' not in name:
+      (tmp_path / name).write_bytes(b'half a file')
+    else:
+      (tmp_path / name).mkdir()
+  assert checkpoints.latest_checkpoint(tmp_path) is None
+  assert checkpoints.available_steps(tmp_path) == []
+  for step in (1, 2):
+    checkpoints.save_checkpoint(tmp_path, _state(step), step)
+    assert checkpoints.available_steps(tmp_path) == [step]
+  assert _number(checkpoints.restore_checkpoint(tmp_path, None)) == 2
+  left = set(os.listdir(tmp_path)) & set(_LEFTOVERS)
+  # Saves of later steps might be running; earlier ones are not.
+  assert left - {'checkpoint_tmp'} == set(_LEFTOVERS[1:3])
+
+
+def test_what_was_set_aside_is_found_and_put_back(a_format, tmp_path):
+  path = pathlib.Path(checkpoints.save_checkpoint(tmp_path, _state(1), 7))
+  aside = path.with_name('.checkpoint_7.replaced')
+  path.rename(aside)
+  assert checkpoints.available_steps(tmp_path) == [7]
+  assert checkpoints.latest_checkpoint(tmp_path) == str(aside)
+  for kwargs in ({}, {'step': 7}):
+    restored = checkpoints.restore_checkpoint(tmp_path, None, **kwargs)
+    assert _number(restored) == 1
+  assert _number(checkpoints.restore_checkpoint(path, None)) == 1
+  checkpoints.save_checkpoint(tmp_path, _state(2), 8, keep=2)
+  names = ['checkpoint_7', 'checkpoint_8']
+  assert sorted(os.listdir(tmp_path)) == names
+
+
+# What is deleted, and what is refused. A row: arguments of each save, by step.
+
+_HISTORIES = {
+  'keep 1': [(1, {}), (2, {}), (3, {})],
+  'keep 2': [(s, {'keep': 2}) for s in (1, 2, 3, 4)],
+  'keep all': [(s, {'keep': 0}) for s in (1, 2, 3)],
+  'keep infinitely many': [(s, {'keep': float('inf')}) for s in (1, 2)],
+  'every 2': [(s, {'keep_every_n_steps': 2}) for s in range(8)],
+  'every 3 and 2': [
+    (s, {'keep': 2, 'keep_every_n_steps': 3}) for s in range(9)
+  ],
+  'the same': [(1, {}), (1, {})],
+  'an earlier one': [(3, {}), (2, {}), (4, {})],
+  'overwrite the same': [(1, {}), (1, {'overwrite': True})],
+  'overwrite an earlier one': [
+    *((s, {'keep': 9}) for s in (1, 2, 3, 4)),
+    (2, {'overwrite': True, 'keep': 9}),
+    (3, {'keep': 9}),
+  ],
+  'overwrite between': [
+    (1, {'keep': 9}),
+    (3, {'keep': 9}),
+    (2, {'overwrite': True, 'keep': 9}),
+  ],
+  'floats': [(0.1, {'keep': 2}), (1.5, {'keep': 2}), (0.9, {'keep': 2})],
+  'equal numbers': [(1, {'keep': 3}), (1.0, {'keep': 3})],
+}
+
+
+def _outcomes(module, folder, history, names_of_errors):
+  """It saves in turn, and lists after each save what is there or raised."""
+  for step, kwargs in history:
+    try:
+      module.save_checkpoint(folder, _state(step), step, **kwargs)
+      error = None
+    except names_of_errors as e:
+      text = str(e).partition(' (')[0]  # Without the link.
+      error = type(e).__name__, text.replace(str(folder), '')
+    yield error, sorted(os.listdir(folder))
+
+
+@pytest.mark.parametrize('name', _HISTORIES)
+def test_history_is_that_of_flax(name, a_format, tmp_path, flax_checkpoints):
+  import flax
+
+  history = _HISTORIES[name]
+  raised = (ValueError, errors.FlaxError, flax.errors.FlaxError)
+  ours = _outcomes(checkpoints, tmp_path / 'a', history, raised)
+  theirs = _outcomes(flax_checkpoints, tmp_path / 'b', history, raised)
+  with flax.config.temp_flip_flag(
+    'use_orbax_checkpointing', a_format == 'orbax'
+  ):
+    assert list(ours) == list(theirs)
+
+
+def test_errors_without_flax(tmp_path):
+  checkpoints.save_checkpoint(tmp_path, _state(2), 2)
+  for step in (1, 2):
+    with pytest.raises(
+      errors.InvalidCheckpointError,
+      match=f'Trying to save an outdated checkpoint at step: "{step}" and path',
+    ):
+      checkpoints.save_checkpoint(tmp_path, _state(1), step)
+  assert os.listdir(tmp_path) == ['checkpoint_2']
+
+
+def test_a_damaged_file_is_named(tmp_path):
+  path = checkpoints.save_checkpoint(tmp_path, _state(2), 2)
+  data = pathlib.Path(path).read_bytes()
+  pathlib.Path(path).write_bytes(data[:-1])
+  with pytest.raises(ValueError) as error:
+    checkpoints.restore_checkpoint(tmp_path, None)
+  assert path in error.value.__notes__[0]
+
+
+def test_another_structure_is_named(tmp_path):
+  path = checkpoints.save_checkpoint(tmp_path, _state(2), 2)
+  with pytest.raises(ValueError, match='do not match') as error:
+    checkpoints.restore_checkpoint(tmp_path, {'other': np.ones(3)})
+  assert path in error.value.__notes__[0]
+
+
+# Asynchronous saves
+
+
+def test_async_manager_saves_in_turn(tmp_path):
+  manager = checkpoints.AsyncManager()
+  for step in (1, 2, 3):
+    checkpoints.save_checkpoint(
+      tmp_path, _state(step), step, async_manager=manager
+    )
+  manager.wait_previous_save()
+  assert manager.save_future.done()
+  assert os.listdir(tmp_path) == ['checkpoint_3']
+
+
+def test_async_save_takes_the_values_of_now(tmp_path):
+  manager, go = checkpoints.AsyncManager(), threading.Event()
+  manager.save_async(lambda: None)
+  state = _state(1)
+  manager.executor.submit(go.wait)
+  checkpoints.save_checkpoint(tmp_path, state, 1, async_manager=manager)
+  state['w'][:] = 2
+  assert os.listdir(tmp_path) == []
+  go.set()
+  manager.wait_previous_save()
+  assert _number(checkpoints.restore_checkpoint(tmp_path, None)) == 1
+
+
+def test_error_in_the_background_is_raised_once(tmp_path, monkeypatch):
+  def fail(*args):
+    raise OSError('no space')
+
+  monkeypatch.setattr(os, 'fsync', fail)
+  manager = checkpoints.AsyncManager()
+  checkpoints.save_checkpoint(tmp_path, _state(1), 1, async_manager=manager)
+  with pytest.raises(OSError, match='no space'):
+    manager.wait_previous_save()
+  manager.wait_previous_save()
+
+
+def test_orbax_in_the_background(tmp_path):
+  ocp = pytest.importorskip('orbax.checkpoint')
+  with ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+
+    def save(step, number=None, **kwargs):
+      checkpoints.save_checkpoint(
+        tmp_path, _state(number or step), step,
+        orbax_checkpointer=checkpointer, **kwargs,
+      )  # fmt: skip
+
+    for step in (1, 2, 3):
+      save(step)
+      # What is finished stays until there is more that is.
+      assert checkpoints.available_steps(tmp_path)[:1] in ([], [step - 1])
+    restored = checkpoints.restore_checkpoint(
+      tmp_path, None, orbax_checkpointer=checkpointer
+    )
+    assert _number(restored) == 3
+    assert checkpoints.available_steps(tmp_path) == [2, 3]
+    # The replaced one stays until the new one is there.
+    save(3, 30, overwrite=True, keep=9)
+    assert 3 in checkpoints.available_steps(tmp_path)
+    save(2, 20, overwrite=True, keep=9)  # Deletes 3, so it waits.
+    assert checkpoints.available_steps(tmp_path) == [2]
+    assert _number(checkpoints.restore_checkpoint(tmp_path, None)) == 20
+    assert os.listdir(tmp_path) == ['checkpoint_2']
+
+
+def test_orbax_failing_leaves_the_old_one(tmp_path, monkeypatch):
+  ocp = pytest.importorskip('orbax.checkpoint')
+  checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+  checkpoints.save_checkpoint(
+    tmp_path, _state(1), 1, orbax_checkpointer=checkpointer
+  )
+
+  def fail(*args, **kwargs):
+    raise OSError('no space')
+
+  monkeypatch.setattr(checkpointer, 'save', fail)
+  with pytest.raises(OSError, match='no space'):
+    checkpoints.save_checkpoint(
+      tmp_path, _state(2), 1, overwrite=True, orbax_checkpointer=checkpointer
+    )
+  assert os.listdir(tmp_path) == ['checkpoint_1']
+  assert _number(checkpoints.restore_checkpoint(tmp_path, None)) == 1
+
+
+def test_orbax_restores_to_the_devices_of_the_target(tmp_path):
+  pytest.importorskip('orbax.checkpoint')
+  mesh = jax.make_mesh((jax.device_count(),), ('x',))
+  spec = jax.sharding.PartitionSpec('x')
+  sharding = jax.sharding.NamedSharding(mesh, spec)
+  state = {'w': jax.device_put(np.arange(8.0), sharding)}
+  with config.temp_flip_flag('use_orbax_checkpointing', True):
+    checkpoints.save_checkpoint(tmp_path, state, 1)
+  restored = checkpoints.restore_checkpoint(tmp_path, state)
+  assert restored['w'].sharding.is_equivalent_to(sharding, 1)
+  np.testing.assert_array_equal(restored['w'], state['w'])
+
+
+def test_orbax_transforms(tmp_path):
+  ocp = pytest.importorskip('orbax.checkpoint')
+  with config.temp_flip_flag('use_orbax_checkpointing', True):
+    checkpoints.save_checkpoint(tmp_path, {'old': np.arange(3)}, 1)
+  restored = checkpoints.restore_checkpoint(
+    tmp_path,
+    {'new': np.zeros(3, int)},
+    orbax_transforms={'new': ocp.Transform(original_key='old')},
+  )
+  np.testing.assert_array_equal(restored['new'], np.arange(3))
+
+
+# The extras
+
+
+@pytest.mark.parametrize(
+  'module, flag, extra',
+  [
+    ('orbax.checkpoint', True, 'haiku_state[checkpoint]'),
+    ('msgpack', False, 'haiku_state[serialization]'),
+  ],
+)
+def test_missing_package_names_the_extra(
+  module, flag, extra, tmp_path, monkeypatch
+):
+  monkeypatch.setitem(sys.modules, module, None)
+  with config.temp_flip_flag('use_orbax_checkpointing', flag):
+    with pytest.raises(ImportError) as error:
+      checkpoints.save_checkpoint(tmp_path, _state(1), 1)
+  assert f"pip install '{extra}'" in str(error.value)
+
+
+def test_import_needs_no_extra():
+  code = """
+import sys
+for name in ('orbax', 'msgpack', 'tensorstore', 'tensorflow', 'flax'):
+  sys.modules[name] = None
+from haiku_state import io, jax_utils
+from haiku_state.training import (
+  checkpoints, common_utils, early_stopping, lr_schedule, orbax_utils,
+  prefetch_iterator, train_state)
+"""
+  subprocess.run([sys.executable, '-c', code], check=True)
+
+
+# Names
+
+
+_NUMBERED = st.text('-+.e0123ab_/', max_size=8)
+
+
+@given(st.lists(_NUMBERED, max_size=6), st.booleans())
+@settings(max_examples=100, deadline=None)
+def test_natural_sort_is_flax(names, signed):
+  theirs = pytest.importorskip('flax.training.checkpoints')
+  ours = checkpoints.natural_sort(names, signed)
+  assert ours == theirs.natural_sort(names, signed)
+
+
+@pytest.mark.parametrize(
+  'names',
+  [
+    ['a_1', 'a_2', 'a_10'],
+    ['a_-0.2', 'a_0.1', 'a_2.0'],
+    ['x1e-3y', 'x0.01y', 'x.1y', 'x1e5y'],
+    ['a1b2', 'a1b10', 'a2b1'],
+  ],
+)
+def test_natural_sort(names):
+  assert checkpoints.natural_sort(reversed(names)) == names
+
+
+def test_natural_sort_unsigned():
+  names = ['a-1', 'a-2', 'a-10']
+  assert checkpoints.natural_sort(names[::-1], signed=False) == names
+  assert checkpoints.natural_sort(names) == names[::-1]
+
+
+@pytest.mark.parametrize(
+  'path, expected',
+  [
+    ('./a/./b//c/', 'a/b/c'),
+    ('gs://a//b/../c', 'gs://a/c'),
+    ('/a', '/a'),
+    ('', '.'),
+    ('file:///a/b/', 'file:///a/b'),
+  ],
+)
+def test_safe_normpath(path, expected):
+  assert checkpoints.safe_normpath(path) == expected
+
+
+def test_convert_pre_linen():
+  old = {
+    'Block_0': {'Conv_0': 1, 'Dense_1': 2, 'Conv_10': 3, 'Conv_2': 4},
+    'Block_3': {'x': 5},
+    'head': {'Dense_7': [6]},
+    'Conv_1': {},
+  }
+  new = {
+    'Block_0': {'Conv_0': 1, 'Dense_0': 2, 'Conv_2': 3, 'Conv_1': 4},
+    'Block_1': {'x': 5},
+    'head': {'Dense_0': [6]},
+    'Conv_0': {},
+  }
+  assert checkpoints.convert_pre_linen(old) == new
+  assert checkpoints.convert_pre_linen(new) == new
+  frozen = checkpoints.convert_pre_linen(freeze(old))
+  assert isinstance(frozen, FrozenDict) and frozen == freeze(new)
+  assert checkpoints.convert_pre_linen(3) == 3
+
+
+def test_constants_and_signatures_are_flax(flax_checkpoints):
+  for name in checkpoints.__all__:
+    ours, theirs = getattr(checkpoints, name), getattr(flax_checkpoints, name)
+    if inspect.isfunction(theirs):
+      ours, theirs = (
+        [(p.name, p.kind, p.default) for p in ps.parameters.values()]
+        for ps in map(inspect.signature, (ours, theirs))
+      )
+      assert ours == theirs, name
+    elif hasattr(theirs, 'pattern'):
+      assert (ours.pattern, ours.flags) == (theirs.pattern, theirs.flags)
+    elif not inspect.isclass(theirs):
+      assert ours == theirs, name
+
+
+def test_the_suffix_is_orbax():
+  ocp = pytest.importorskip('orbax.checkpoint')
+  from haiku_state.training import _checkpoint_paths
+
+  assert _checkpoint_paths.ORBAX_TMP == ocp.utils.TMP_DIR_SUFFIX
