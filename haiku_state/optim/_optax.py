@@ -1,26 +1,30 @@
 """Optimizers that are one expression of optax.
 
-An optimizer of Flax keeps one small state for each parameter (``grad_ema`` and
-``grad_sq_ema``), and one step for all. A transformation of optax keeps a state
-for the whole tree (``mu``, a tree; ``nu``, a tree; a count or more). The two are
-brought together parameter by parameter: a parameter is a tree of one leaf, of
-which the optax state has one leaf for each of Flax's fields. They are matched by
-name, with Flax's step for every ``count``, so nothing depends on how an
-expression nests its states.
+An optimizer of Flax keeps one step, and one small state for each parameter: a
+tree of ``(grad_ema, grad_sq_ema)``. A transformation of optax keeps it the other
+way round: ``ScaleByAdamState(count, mu=tree, nu=tree)``, nested as the
+expression is. So in each step the states are transposed on the way in and out.
 
-Why not the whole tree at once: Flax's interface is one parameter at a time.
-Subclasses override and call ``apply_param_gradient``, and ``MultiOptimizer`` and
-``WeightNorm`` hand over parts of the tree. No expression used here looks across
-parameters, so the numbers are the same.
+The structure of the optax state comes from the transformation itself, started
+for one scalar: each leaf has a name there (``mu``), which says what of Flax's
+states belongs in its place; Flax's step belongs in the place of every ``count``.
+Nothing depends on how an expression nests its states. All parameters go through
+optax at once, as a tuple, so what they share is computed once; as no expression
+used here looks across parameters, one alone gets the same numbers.
 """
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from haiku_state.optim._definition import OptimizerDef
+from haiku_state.optim._definition import (
+  OptimizerDef,
+  OptimizerState,
+  flatten_like,
+)
 
 
 class OptaxOptimizerDef(OptimizerDef):
@@ -31,6 +35,9 @@ class OptaxOptimizerDef(OptimizerDef):
   gradients or a float32 array as learning rate made float32 parameters of
   bfloat16 ones.)
 
+  A subclass of such an optimizer may override ``apply_param_gradient``, which
+  is then what counts, here and in ``to_optax``.
+
   Attributes:
     param_state: the class of the state of one parameter.
     optax_names: the name in the optax state of each field of ``param_state``.
@@ -40,31 +47,46 @@ class OptaxOptimizerDef(OptimizerDef):
   param_state: ClassVar[Any] = tuple
   optax_names: ClassVar[dict[str, str]] = {}
 
-  def transformation(
-    self, hyper_params: Any
-  ) -> optax.GradientTransformationExtraArgs:
+  def transformation(self, hyper_params: Any) -> optax.GradientTransformation:
     """It returns the optax expression of these hyper-parameters."""
     raise NotImplementedError
 
   def init_param_state(self, param: Any) -> Any:
-    param = jnp.asarray(param)
     hyper_params = self.hyper_params
     # It is legal to give a learning rate only in the steps; no state needs it.
     if hyper_params.learning_rate is None:
       hyper_params = hyper_params.replace(learning_rate=0.0)
-    optax_state = self.transformation(hyper_params).init(param)
-    return self._with_leaves(self.param_state, optax_state)
+    optax_state = self.transformation(hyper_params).init(jnp.asarray(param))
+    names, treedef = _names_of_leaves(optax_state)
+    leaves = dict(zip(names, treedef.flatten_up_to(optax_state)))
+    return self.param_state(
+      **{
+        field: leaves[name]
+        for field, name in self.optax_names.items()
+        if name in leaves
+      }
+    )
 
   def apply_param_gradient(self, step, hyper_params, param, state, grad):
-    _check_learning_rate(type(self).__name__, hyper_params.learning_rate)
-    param = jnp.asarray(param)
-    transformation = self.transformation(hyper_params)
-    optax_state = self._to_optax_state(transformation.init(param), step, state)
-    update, optax_state = transformation.update(grad, optax_state, param)
-    new_state = self._with_leaves(
-      lambda **leaves: _replace_leaves(state, leaves), optax_state
+    (param,), (state,) = self._apply_gradients(
+      step, hyper_params, [param], [state], [grad]
     )
-    return optax.apply_updates(param, update), new_state
+    return param, state
+
+  def apply_gradient(self, hyper_params, params, state, grads):
+    if self._overrides('apply_param_gradient'):
+      return super().apply_gradient(hyper_params, params, state, grads)
+    leaves, treedef = jax.tree.flatten(params)
+    new_leaves, new_states = self._apply_gradients(
+      state.step,
+      hyper_params,
+      leaves,
+      flatten_like(params, state.param_states, 'state'),
+      flatten_like(params, grads, 'gradients'),
+    )
+    return treedef.unflatten(new_leaves), OptimizerState(
+      state.step + 1, treedef.unflatten(new_states)
+    )
 
   def to_optax(
     self, **hyper_param_overrides: Any
@@ -81,47 +103,74 @@ class OptaxOptimizerDef(OptimizerDef):
     Raises:
       AssertionError: there is no learning rate.
     """
-    if any(
-      getattr(type(self), name) is not getattr(OptaxOptimizerDef, name)
-      for name in ('apply_gradient', 'apply_param_gradient', 'init_param_state')
+    if self._overrides(
+      'apply_gradient', 'apply_param_gradient', 'init_param_state'
     ):
-      # A subclass has a rule of its own, which the expression does not know.
+      # A rule of the subclass's own, which the expression does not know.
       return super().to_optax(**hyper_param_overrides)
     hyper_params = self.update_hyper_params(**hyper_param_overrides)
     if not callable(hyper_params.learning_rate):
       _check_learning_rate(type(self).__name__, hyper_params.learning_rate)
     return self.transformation(hyper_params)
 
-  def _with_leaves(self, make: Any, optax_state: Any) -> Any:
-    """It makes an object of the leaves that have names in Flax's state."""
-    leaves = dict(_named_leaves(optax_state))
-    return make(
-      **{
-        field: leaves[name]
-        for field, name in self.optax_names.items()
-        if name in leaves
-      }
+  def _overrides(self, *names: str) -> bool:
+    return any(
+      getattr(type(self), name) is not getattr(OptaxOptimizerDef, name)
+      for name in names
     )
 
-  def _to_optax_state(self, template: Any, step: Any, state: Any) -> Any:
-    """It puts step and state in the places of the template's leaves."""
+  def _apply_gradients(
+    self,
+    step: Any,
+    hyper_params: Any,
+    params: Sequence[Any],
+    states: Sequence[Any],
+    grads: Sequence[Any],
+  ) -> tuple[list[Any], list[Any]]:
+    """It applies the gradients of a list of parameters.
+
+    Returns:
+      The new parameters and the new states.
+    """
+    _check_learning_rate(type(self).__name__, hyper_params.learning_rate)
+    transformation = self.transformation(hyper_params)
+    names, treedef = _names_of_leaves(transformation.init(jnp.zeros(())))
     fields = {name: field for field, name in self.optax_names.items()}
-    leaves = []
-    for name, initial in _named_leaves(template):
-      if name == 'count':
-        leaves.append(step)
-        continue
-      field = fields[name]
-      stored = getattr(state, field)
-      if jnp.shape(stored) != initial.shape:
-        raise ValueError(
-          f'{type(self).__name__}: with the hyper-parameters of this step the'
-          f' state has {field} of shape {initial.shape}, but the optimizer'
-          f' was created with {_describe(stored)}. What decides about the state'
-          ' must be given to the constructor, not to apply_gradient.'
-        )
-      leaves.append(stored)
-    return jax.tree.structure(template).unflatten(leaves)
+    optax_state = treedef.unflatten(
+      [
+        step if name == 'count' else self._transposed(fields[name], states)
+        for name in names
+      ]
+    )
+    params = tuple(map(jnp.asarray, params))
+    updates: Any
+    updates, optax_state = transformation.update(
+      tuple(grads), optax_state, params
+    )
+    new = {
+      fields[name]: leaves
+      for name, leaves in zip(names, treedef.flatten_up_to(optax_state))
+      if name != 'count'
+    }
+    new_states = [
+      _replaced(state, {field: leaves[i] for field, leaves in new.items()})
+      for i, state in enumerate(states)
+    ]
+    new_params = [
+      _with_dtype_of(param, param + update)
+      for param, update in zip(params, updates)
+    ]
+    return new_params, new_states
+
+  def _transposed(self, field: str, states: Sequence[Any]) -> tuple[Any, ...]:
+    leaves = tuple(getattr(state, field) for state in states)
+    if any(leaf is None for leaf in leaves):
+      raise ValueError(
+        f'With the hyper-parameters of this step, {type(self).__name__} needs'
+        f' {field} in its state, but it was created without: give what decides'
+        ' about the state to the constructor, not to apply_gradient.'
+      )
+    return leaves
 
 
 def _check_learning_rate(optimizer: str, learning_rate: Any) -> None:
@@ -135,26 +184,26 @@ def _check_learning_rate(optimizer: str, learning_rate: Any) -> None:
     )
 
 
-def _named_leaves(optax_state: Any) -> list[tuple[str, Any]]:
-  """It returns each leaf with the name of the field that holds it."""
-  leaves = jax.tree_util.tree_leaves_with_path(optax_state)
-  return [(path[-1].name, leaf) for path, leaf in leaves]
+def _names_of_leaves(optax_state: Any) -> tuple[list[str], Any]:
+  """It returns the fields that hold the leaves of a state for one parameter."""
+  leaves, treedef = jax.tree_util.tree_flatten_with_path(optax_state)
+  return [path[-1].name for path, _ in leaves], treedef
 
 
-def _replace_leaves(state: Any, leaves: dict[str, Any]) -> Any:
-  """It replaces fields of a state; each keeps its dtype."""
+def _replaced(state: Any, leaves: dict[str, Any]) -> Any:
   if not leaves:
     return state
   return state.replace(
     **{
-      field: jnp.asarray(leaf, jnp.result_type(getattr(state, field)))
+      field: _with_dtype_of(getattr(state, field), leaf)
       for field, leaf in leaves.items()
     }
   )
 
 
-def _describe(stored: Any) -> str:
-  return 'none' if stored is None else f'shape {jnp.shape(stored)}'
+def _with_dtype_of(old: Any, new: Any) -> Any:
+  dtype = jnp.result_type(old)
+  return new if new.dtype == dtype else new.astype(dtype)
 
 
 def decayed_weights(weight_decay: Any) -> optax.GradientTransformation:

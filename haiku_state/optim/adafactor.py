@@ -50,10 +50,9 @@ class Adafactor(OptaxOptimizerDef):
   Agreement: to rounding, with Flax 0.5.3, and with ``optax.adafactor`` in float32
   (its ``epsilon2`` is fixed at 1e-3). Everything is computed and stored in
   float32; only the new parameter is rounded to its dtype. optax keeps the state
-  in the parameter's dtype. Unlike in Flax,
-  ``multiply_by_parameter_scale`` can be overridden in a step, and overriding
-  ``factored``, ``min_dim_size_to_factor`` or ``beta1`` in a way that the state
-  does not fit is an error; Flax ignored the first three.
+  in the parameter's dtype. Flax ignored ``multiply_by_parameter_scale``,
+  ``factored`` and ``min_dim_size_to_factor`` as overrides of a step; here the
+  first is heeded, and the others, which decide about the state, are an error.
 
   State of a parameter: ``v_row`` and ``v_col``, or ``v``; and ``m``, if
   ``beta1`` is given. Those that are not used have shape (1,).
@@ -120,6 +119,29 @@ class Adafactor(OptaxOptimizerDef):
       )
     )
     self.dtype_momentum = jax.dtypes.canonicalize_dtype(dtype_momentum)
+
+  def update_hyper_params(self, **hyper_param_overrides: Any) -> Any:
+    """It returns the hyper-parameters of one step.
+
+    Args:
+      **hyper_param_overrides: as for ``OptimizerDef.update_hyper_params``.
+
+    Raises:
+      ValueError: they would need another state than the optimizer has.
+    """
+    hyper_params = super().update_hyper_params(**hyper_param_overrides)
+    for name in ('factored', 'min_dim_size_to_factor'):
+      given, created = (
+        getattr(hyper_params, name),
+        getattr(self.hyper_params, name),
+      )
+      if given != created:
+        raise ValueError(
+          f'Adafactor was created with {name}={created}, which decides about its'
+          f' state, so a step cannot have {name}={given}: give it to the'
+          ' constructor.'
+        )
+    return hyper_params
 
   def transformation(self, hyper_params):
     hp = hyper_params

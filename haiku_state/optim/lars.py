@@ -84,9 +84,7 @@ class LARS(OptaxOptimizerDef):
         hyper_params.eps,
       ),
       # The sign comes last: the momentum that is kept is a sum of gradients.
-      optax.scale_by_learning_rate(
-        hyper_params.learning_rate, flip_sign=False
-      ),
+      optax.scale_by_learning_rate(hyper_params.learning_rate, flip_sign=False),
       optax.trace(hyper_params.beta, hyper_params.nesterov),
       optax.scale(-1),
     )
