@@ -12,12 +12,19 @@ import functools
 import math
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from typing import Any, Generic, Optional, Protocol, TypeGuard, TypeVar, Union
+from typing import (
+  TYPE_CHECKING,
+  Any,
+  Generic,
+  Optional,
+  Protocol,
+  TypeGuard,
+  TypeVar,
+  Union,
+)
 
 import jax
 import jax.numpy as jnp
-
-from haiku_state.core.frozen_dict import FrozenDict
 
 _T = TypeVar('_T')
 _HashableK = TypeVar('_HashableK', bound=Hashable)
@@ -96,8 +103,23 @@ class PromoteDtypeFn(Protocol):
 Collection = Mapping[str, Any]
 MutableCollection = dict[str, Any]
 VariableDict = Mapping[str, Collection]
-FrozenVariableDict = FrozenDict[str, Collection]
 MutableVariableDict = dict[str, MutableCollection]
+
+if TYPE_CHECKING:
+  from haiku_state.core.frozen_dict import FrozenDict
+
+  FrozenVariableDict = FrozenDict[str, Collection]
+else:
+
+  def __getattr__(name):
+    # Looked up when asked for, since `core` imports this file.
+    if name != 'FrozenVariableDict':
+      raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    from haiku_state.core.frozen_dict import FrozenDict
+
+    globals()[name] = FrozenDict[str, Collection]
+    return globals()[name]
+
 
 # Axes of lifted transforms
 

@@ -190,7 +190,9 @@ def test_static_env_defaults_and_errors(monkeypatch):
 def test_same_flags_as_flax(flax):
   differing = {'flax_return_frozendict'}
   names = [name for name, _, _ in FLAGS]
-  assert list(config._values) == list(flax.config._values) == names
+  assert list(config._values) == names
+  # Flax adds flags for nnx from version to version.
+  assert set(names) <= set(flax.config._values)
   assert {
     name for name, default, _ in FLAGS if getattr(flax.config, name) != default
   } == differing

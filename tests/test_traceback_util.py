@@ -93,6 +93,16 @@ def test_the_outermost_boundary_hides(machinery, mode, value):
   assert visible(error.__traceback__) == ['error_of', '<lambda>', 'fail']
 
 
+def test_only_the_outermost_boundary_attaches_a_cause(machinery, mode):
+  mode('remove_frames')
+  cause = error_of(machinery, fail_twice_as_deep(machinery)).__cause__
+  seen = []
+  while cause is not None:
+    seen.append(type(cause))
+    cause = cause.__cause__
+  assert seen.count(traceback_util.UnfilteredStackTrace) == 1
+
+
 def test_off_shows_all(machinery, mode):
   mode('off')
   error = error_of(machinery)

@@ -93,6 +93,14 @@ def test_signature_is_flaxs(flax_typing, name):
     assert names(ours) == names(theirs)
 
 
+def test_imports_nothing_of_core():
+  # At the top level, that is: `core` imports this file.
+  lines = inspect.getsource(typing).splitlines()
+  assert not [line for line in lines if line.startswith('from haiku_state')]
+  with pytest.raises(AttributeError, match='no attribute .Nothing.'):
+    _ = typing.Nothing
+
+
 def test_in_and_out():
   assert typing.In(1) == typing.In(1) != typing.Out(1)
   assert hash(typing.In('a')) == hash(typing.In('a'))
