@@ -279,13 +279,13 @@ class Partitioned(struct.PyTreeNode, AxisMetadata[_A]):
     Returns:
       The array.
     """
+    if not apply_constraint:
+      return self.value
     if self.mesh is not None:
       target = self.get_sharding(self.mesh)
     elif global_mesh_defined():
       target = self.get_partition_spec()
     else:
-      return self.value
-    if not apply_constraint:
       return self.value
     return jax.lax.with_sharding_constraint(self.value, target)
 
