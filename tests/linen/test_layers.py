@@ -11,8 +11,13 @@ import importlib.util
 import jax
 import jax.numpy as jnp
 import layers_table
-import numpy as np
 import pytest
+from layers_compare import (
+  as_dict,
+  assert_close,
+  assert_same_leaves,
+  lowered_text,
+)
 
 import haiku_state.linen as nn
 
@@ -77,38 +82,6 @@ def gradient(layer, row, dtype=jnp.float32):
 def mapped(layer, row):
   """It returns the forward function for arguments with one more axis."""
   return jax.vmap(forward(layer, row), (None,) + (0,) * len(row.inputs))
-
-
-def lowered_text(f, *args):
-  """It returns the program without the names of its arguments and results."""
-
-  # Flat lists, because the trees' types are part of a program's text.
-  leaves, tree = jax.tree.flatten(args)
-
-  def program(*leaves):
-    return jax.tree.leaves(f(*tree.unflatten(leaves)))
-
-  return jax.jit(program, keep_unused=True).lower(*leaves).as_text()
-
-
-def as_dict(tree):
-  """It returns plain dicts for the mappings in a tree of variables."""
-  if isinstance(tree, tuple):
-    return tuple(map(as_dict, tree))
-  if hasattr(tree, 'items'):
-    return {k: as_dict(v) for k, v in tree.items()}
-  return tree
-
-
-def assert_same_leaves(ours, theirs):
-  ours, theirs = as_dict(ours), as_dict(theirs)
-  assert jax.tree.structure(ours) == jax.tree.structure(theirs)
-  for (path, a), b in zip(
-    jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(theirs)
-  ):
-    where = jax.tree_util.keystr(path)
-    assert (a.shape, a.dtype) == (b.shape, b.dtype), where
-    np.testing.assert_array_equal(np.asarray(a), np.asarray(b), where)
 
 
 @over_rows
@@ -192,14 +165,3 @@ def test_vmap_adds_an_axis_to_output_and_updates(row):
   assert [(x.shape, x.dtype) for x in jax.tree.leaves(got)] == [
     ((2, *x.shape), x.dtype) for x in jax.tree.leaves(want)
   ]
-
-
-def assert_close(got, want):
-  """It compares with the tolerance of the coarsest dtype among the leaves."""
-  got, want = jax.tree.leaves(as_dict(got)), jax.tree.leaves(as_dict(want))
-  assert len(got) == len(want)
-  for a, b in zip(got, want):
-    assert (a.shape, a.dtype) == (b.shape, b.dtype)
-    tolerance = 1e-5 if a.dtype.itemsize > 2 else 2e-2
-    a, b = (np.asarray(x, 'complex64') for x in (a, b))
-    np.testing.assert_allclose(a, b, tolerance, tolerance)
