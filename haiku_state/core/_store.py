@@ -232,10 +232,16 @@ class InRun(_Tree):
     return found
 
   def complete(self, variables: dict[str, Any], mutable) -> None:
-    """Adds the empty levels that Haiku's frame does not show."""
-    for col, names in self.tree.items():
-      if mutable(col):
-        _add_levels(variables.setdefault(col, {}), names)
+    """Puts variables in the order in which they were made.
+
+    Haiku's frame keeps parameters apart from state, and a module's own values
+    together; it does not show levels that are empty, nor parameters that are
+    None.
+    """
+    wanted = {col: x for col, x in self.tree.items() if mutable(col)}
+    ordered = _in_order(variables, wanted)
+    variables.clear()
+    variables.update(ordered)
 
   def remove_dropped(self, bundles: _haiku.Bundles) -> None:
     """Takes out of a frame's bundles what other values have replaced."""
@@ -250,6 +256,19 @@ def _add_levels(level: dict[str, Any], names: dict[str, Any]) -> None:
   for name, below in names.items():
     if isinstance(below, dict):
       _add_levels(level.setdefault(name, {}), below)
+
+
+def _in_order(level: dict[str, Any], names: dict[str, Any]) -> dict[str, Any]:
+  """Returns a level in the order of its names; Haiku's own values come last."""
+  ordered = {
+    name: _in_order(level.get(name, {}), below)
+    if isinstance(below, dict)
+    else level.get(name)
+    for name, below in names.items()
+  }
+  for name, value in level.items():
+    ordered.setdefault(name, value)
+  return ordered
 
 
 class InHaiku:
