@@ -46,6 +46,8 @@ def test_replicate_and_back():
     shards = copies['host'].addressable_shards
     assert len({shard.device for shard in shards}) == N
   back = jax_utils.unreplicate(copies)
+  for x, y in zip(jax.tree.leaves(back), jax.tree.leaves(_TREE)):
+    assert jnp.array_equal(x, y) and x.shape == np.shape(y)
   _same(back, _flax().unreplicate(_flax().replicate(_TREE)))
 
 
@@ -70,18 +72,20 @@ def _whole_everywhere():
 
 
 @pytest.mark.parametrize(
-  'make',
+  'make, expected',
   [
-    lambda: np.arange(6).reshape(2, 3),
-    lambda: jnp.arange(6).reshape(2, 3),
-    lambda: np.float32(3),
-    lambda: jnp.float32(3),
-    _whole_everywhere,
-    lambda: jax.pmap(lambda x: x)(np.arange(N * 2).reshape(N, 2)),
+    (lambda: np.arange(6).reshape(2, 3), [0, 1, 2]),
+    (lambda: jnp.arange(6).reshape(2, 3), [0, 1, 2]),
+    (lambda: np.float32(3), 3),
+    (lambda: jnp.float32(3), 3),
+    (_whole_everywhere, [0, 1, 2] if N > 1 else 0),
+    (lambda: jax.pmap(lambda x: x)(np.arange(N * 2).reshape(N, 2)), [0, 1]),
   ],
 )
-def test_unreplicate(make):
-  _same(jax_utils.unreplicate(make()), _flax().unreplicate(make()))
+def test_unreplicate(make, expected):
+  ours = jax_utils.unreplicate(make())
+  np.testing.assert_array_equal(ours, expected)
+  _same(ours, _flax().unreplicate(make()))
 
 
 def test_pmean_warns():
@@ -176,12 +180,27 @@ def test_scan_in_dim(axis, unroll, keepdims):
 
   xs = jnp.arange(24.0).reshape(2, 3, 4)
   args = (body, 0.0, xs, axis, unroll, keepdims)
-  _same(jax_utils.scan_in_dim(*args), _flax().scan_in_dim(*args))
+  ours = jax_utils.scan_in_dim(*args)
   loops = {i % 3 for i in np.atleast_1d(axis)}
   shape = [1 if i in loops else n for i, n in enumerate(xs.shape)]
   if not keepdims:
     shape = [n for i, n in enumerate(shape) if i not in loops]
   assert set(shapes) == {tuple(shape)}
+  carry, ys = _by_loops(np.asarray(xs), axis)
+  np.testing.assert_array_equal(ours[0], carry)
+  np.testing.assert_array_equal(ours[1]['y'], ys)
+  _same(ours, _flax().scan_in_dim(*args))
+
+
+def _by_loops(xs, axis):
+  axis = axis if isinstance(axis, tuple) else (axis,)
+  front = range(len(axis))
+  xs = np.moveaxis(xs, axis, front)
+  carry, ys = 0.0, np.empty_like(xs)
+  for i in np.ndindex(xs.shape[: len(axis)]):
+    ys[i] = 2 * xs[i] + carry
+    carry += xs[i].sum()
+  return carry, np.moveaxis(ys, front, axis)
 
 
 @pytest.mark.parametrize('dtype', [np.float32, np.uint8, jnp.bfloat16])

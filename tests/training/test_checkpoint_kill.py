@@ -175,8 +175,7 @@ def test_old_or_new_is_there_whole(name, tmp_path, bomb):
     state = checkpoints.restore_checkpoint(folder, _state(0))
     assert _generation(state) in ({OLD, NEW} if old_steps else {0, NEW})
     if old_steps:
-      latest = checkpoints.latest_checkpoint(folder)
-      assert checkpoints.restore_checkpoint(latest, None)
+      assert os.path.exists(checkpoints.latest_checkpoint(folder))
     if not is_killed:
       assert steps == steps_after and _generation(state) == NEW
 
