@@ -457,7 +457,8 @@ def frame_is_current() -> bool:
   """Returns whether Haiku's frame belongs to the JAX trace that is current."""
   was = hk.experimental.check_jax_usage(True)
   try:
-    hk.get_state('_0xprobe')
+    # It checks first, and to reserve nothing changes nothing.
+    hk.reserve_rng_keys(0)
   except ValueError as e:
     # Haiku's error for a wrong trace is public by its name only.
     return type(e).__name__ != 'JaxUsageError'
