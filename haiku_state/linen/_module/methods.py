@@ -265,7 +265,6 @@ def wrap_descriptor(descriptor: Any) -> Any:
     if hasattr(descriptor, name):
       body[name] = method
   body['__getattr__'] = getattr_
-  body['wrapped'] = descriptor
   if hasattr(descriptor, '__isabstractmethod__'):
     body['__isabstractmethod__'] = descriptor.__isabstractmethod__
   return type('WrappedDescriptor', (DescriptorWrapper,), body)()
