@@ -38,10 +38,16 @@ def called_by_haiku() -> bool:
   path = _haiku.current_path()
   if path is None:
     return False
-  caller = context.modules[-1]
-  return (
-    caller is None or caller.scope is None or caller.scope.haiku_path != path
-  )
+  for caller in reversed(context.modules):
+    # An unbound module on the way has no place among Haiku's modules.
+    if caller is not None and caller.scope is not None:
+      return caller.scope.haiku_path != path
+  # At the top of a run of ours is the function that was passed to `nn.apply`.
+  return path != _TOP or not context.captures
+
+
+# Haiku's name of what is in a transform and in no module.
+_TOP = '~'
 
 
 class _Named(hk.Module):
