@@ -139,8 +139,11 @@ def test_manager_is_required(saved, tmp_path):
   'target', [None, {}, {'a': {'w': 1, 'empty': {}}, 'b': 2, 'c': [3]}]
 )
 def test_target_is_required(target, saved, manager):
-  with pytest.raises(errors.MPARestoreTargetRequiredError):
+  with pytest.raises(errors.MPARestoreTargetRequiredError) as error:
     checkpoints.restore_checkpoint(saved, target, gda_manager=manager)
+  # Of a target that lacks an array, the error says which.
+  where = "This error fired when trying to restore array at ('a', 'w')."
+  assert (where in str(error.value)) == bool(target)
 
 
 def test_partial_restoration(saved, manager):
