@@ -3,8 +3,20 @@
 from haiku_state.core import meta as meta
 from haiku_state.core.filters import DenyList as DenyList
 from haiku_state.core.frozen_dict import FrozenDict as FrozenDict
+from haiku_state.core.meta import PARTITION_NAME as PARTITION_NAME
+from haiku_state.core.meta import Partitioned as Partitioned
+from haiku_state.core.meta import get_partition_spec as get_partition_spec
+from haiku_state.core.meta import get_sharding as get_sharding
 from haiku_state.core.meta import unbox as unbox
+from haiku_state.core.meta import with_partitioning as with_partitioning
 from haiku_state.core.scope import Variable as Variable
+from haiku_state.core.spmd import (
+  get_logical_axis_rules as get_logical_axis_rules,
+)
+from haiku_state.core.spmd import logical_axis_rules as logical_axis_rules
+from haiku_state.core.spmd import (
+  set_logical_axis_rules as set_logical_axis_rules,
+)
 from haiku_state.linen.activation import PReLU as PReLU
 from haiku_state.linen.activation import celu as celu
 from haiku_state.linen.activation import elu as elu
