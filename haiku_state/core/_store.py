@@ -165,6 +165,7 @@ class InRun(_Tree):
 
   def _put_leaf(self, path, level, col, name, value, leaf) -> None:
     key = _haiku.state_key(col, name)
+    was_dropped = (path, key) in self.dropped  # Haiku still has its value.
     self.dropped.discard((path, key))
     if leaf is None and col == 'params' and value is not None:
       param_key = _haiku.escape_key(name)
@@ -172,7 +173,7 @@ class InRun(_Tree):
         _haiku.new_param(path, param_key, value, lambda: value)
         level[name] = True
         return
-    if leaf is None:
+    if leaf is None and not was_dropped:
       _haiku.new_state(path, key, value)
     else:
       _haiku.write_state(path, key, value)
