@@ -248,6 +248,17 @@ def gather_state(
       _place(level, name, value, bundle)
 
 
+def place_of(
+  root: str, path: str, key: str, is_param: bool
+) -> tuple[str, tuple[str, ...], str | None]:
+  """Returns the collection, the names from the root, and the name of a key."""
+  names = _split_path(path, root)
+  if is_param:
+    return 'params', names, unescape(key)
+  col, name = _split_state_key(key)
+  return col, names, name
+
+
 def _level(tree: dict[str, Any], path: tuple[str, ...], bundle: str):
   """Returns the dict at `path`, made where it is missing."""
   for name in path:
@@ -443,14 +454,18 @@ def frame_variables(root: str) -> dict[str, Any]:
   The cost grows with all that the frame holds.
   """
 
-  def below(bundles):
-    return {
-      path: bundle
-      for path, bundle in bundles.items()
-      if path == root or path.startswith(root + '/')
-    }
+  params, state = hk.get_params(), hk.get_current_state()
+  return from_haiku(below(params, root), below(state, root), root)
 
-  return from_haiku(below(hk.get_params()), below(hk.get_current_state()), root)
+
+def is_below(path: str, root: str) -> bool:
+  """Returns whether a bundle belongs to a module or to one below it."""
+  return path == root or path.startswith(root + '/')
+
+
+def below(bundles: Bundles, root: str) -> Bundles:
+  """Returns the bundles of a module and those below it."""
+  return {path: x for path, x in bundles.items() if is_below(path, root)}
 
 
 def frame_is_current() -> bool:
@@ -485,7 +500,11 @@ def run_apply(
 
 
 def run_init(
-  params: Bundles, state: Bundles, rng: Any, body: Callable[[], Any]
+  params: Bundles,
+  state: Bundles,
+  rng: Any,
+  body: Callable[[], Any],
+  note: Callable[[str, str, bool], None],
 ) -> tuple[Any, Bundles, Bundles]:
   """Runs `body` where parameters may be added.
 
@@ -493,11 +512,27 @@ def run_init(
   first value of each state, and drops the output: so what is given is put in
   at the start, and what came of it is taken at the end.
 
+  Args:
+    params: the parameters at the start.
+    state: the state at the start.
+    rng: the key of Haiku's own modules, or None.
+    body: the function, without arguments.
+    note: told of each new value: its module, its key, whether it is a
+      parameter.
+
   Returns:
     The output, the parameters and the state.
   """
   out: Any = None
   last_state: Bundles = {}
+
+  def noting_creator(next_creator, shape, dtype, init, context, is_param):
+    note(*context.full_name.rsplit('/', 1), is_param)
+    return next_creator(shape, dtype, init)
+
+  def noting_setter(next_setter, value, context):
+    note(*context.full_name.rsplit('/', 1), False)
+    return next_setter(value)
 
   def whole() -> None:
     nonlocal out, last_state
@@ -505,7 +540,14 @@ def run_init(
       at(path, _put_params, bundle)
     for path, bundle in state.items():
       at(path, _put_state, bundle)
-    out = body()
+    of_param = functools.partial(noting_creator, is_param=True)
+    of_state = functools.partial(noting_creator, is_param=False)
+    with (
+      hk.custom_creator(of_param),
+      hk.custom_creator(of_state, params=False, state=True),
+      hk.custom_setter(noting_setter),
+    ):
+      out = body()
     last_state = hk.get_current_state()
 
   made, _ = _RUN.init(rng, whole)

@@ -6,10 +6,11 @@ Haiku's frame, calls a function, and gathers what may have changed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
-
+import functools
+import threading
 import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import haiku as hk
 import jax
@@ -66,45 +67,7 @@ class Run:
       What `body` returns. The variables at rest are changed when it returns,
       and only then: an exception leaves them as they were.
     """
-    rest = self.store
-    if not isinstance(rest, AtRest):
-      return body()
-    filters = scope.mutable
-
-    def mutable(col: str) -> bool:
-      return in_filter(filters, col)
-
-    root = self.haiku_root
-    params, state, names = _haiku.spread(rest.tree, root, mutable)
-    rng = self._rng_of(scope.root)
-    frame = self.store = InRun(names)
-    changed: dict[str, Any] = {}
-    try:
-      if mutable('params'):
-        out, params, state = _haiku.run_init(params, state, rng, body)
-        frame.remove_dropped(params)
-        frame.remove_dropped(state)
-        if params:
-          changed = _haiku.from_haiku(params, {}, root)
-      else:
-        out, state = _haiku.run_apply(params, state, rng, body)
-      _haiku.gather_state(changed, state, root, mutable)
-      frame.complete(changed, mutable)
-    finally:
-      self.store = rest
-    self.store = AtRest({**rest.tree, **changed})
-    return out
-
-  def _rng_of(self, root: Scope) -> jax.Array | None:
-    """Returns the key for Haiku's own modules.
-
-    They know one stream: `params` if it is given, else the first by name.
-    """
-    streams = root._streams
-    if not streams:
-      return None
-    name = 'params' if 'params' in streams else min(streams)
-    return _haiku.haiku_rng(streams[name].as_jax_rng())
+    return execute([scope.root], body)
 
   def has_haiku_rng(self) -> bool:
     """Returns whether keys come from Haiku, and there are some."""
@@ -132,3 +95,107 @@ class Run:
       return
     if not _haiku.frame_is_current():
       tracers.check_trace_level(level)
+
+
+def execute(roots: Sequence[Scope], body: Callable[[], Any]) -> Any:
+  """Calls `body` where the variables of some roots are in Haiku's frame.
+
+  Args:
+    roots: root scopes, no two of which have the same Haiku name.
+    body: the function, without arguments.
+
+  Returns:
+    What `body` returns. See `Run.execute`.
+  """
+  resting = [scope for scope in roots if scope._run.is_at_rest]
+  if not resting:
+    return body()
+  entered = [_Entered(scope) for scope in resting]
+  params = _merged(e.params for e in entered)
+  state = _merged(e.state for e in entered)
+  rng = next(filter(None.__ne__, map(_rng_of, resting)), None)
+  for e in entered:
+    e.run.store = e.frame
+  _active.runs.append(entered)
+  try:
+    if any(e.mutable('params') for e in entered):
+      note = functools.partial(_note, entered)
+      out, params, state = _haiku.run_init(params, state, rng, body, note)
+    else:
+      out, state = _haiku.run_apply(params, state, rng, body)
+  finally:
+    _active.runs.pop()
+    for e in entered:
+      e.run.store = e.rest
+  for e in entered:
+    e.run.store = e.leave(params, state)
+  return out
+
+
+class _Active(threading.local):
+  """The runs that go on in this thread, the innermost last."""
+
+  def __init__(self) -> None:
+    self.runs: list[Any] = []
+
+
+_active = _Active()
+
+
+class _Entered:
+  """A run whose variables are taken into Haiku's frame."""
+
+  def __init__(self, scope: Scope):
+    self.run = scope._run
+    self.rest: Any = self.run.store
+    self.filter = scope.mutable
+    self.root = self.run.haiku_root
+    self.params, self.state, names = _haiku.spread(
+      self.rest.tree, self.root, self.mutable
+    )
+    self.frame = InRun(names)
+
+  def mutable(self, col: str) -> bool:
+    return in_filter(self.filter, col)
+
+  def leave(self, params: _haiku.Bundles, state: _haiku.Bundles) -> AtRest:
+    """Returns the variables at rest after the run."""
+    self.frame.remove_dropped(params)
+    self.frame.remove_dropped(state)
+    changed: dict[str, Any] = {}
+    if self.mutable('params'):
+      own = _haiku.below(params, self.root)
+      changed = _haiku.from_haiku(own, {}, self.root) if own else {}
+    own = _haiku.below(state, self.root)
+    _haiku.gather_state(changed, own, self.root, self.mutable)
+    self.frame.complete(changed, self.mutable)
+    return AtRest({**self.rest.tree, **changed}, self.frame.touched)
+
+
+def _note(entered, path: str, key: str, is_param: bool) -> None:
+  """Tells the run that it belongs to of a variable that is new."""
+  if _active.runs[-1] is not entered:
+    return  # It is new in a run inside of this one.
+  for e in entered:
+    if _haiku.is_below(path, e.root):
+      e.frame.note(e.root, path, key, is_param)
+
+
+def _merged(bundles: Any) -> Any:
+  """Returns the bundles of several runs as one."""
+  first, *rest = bundles
+  for more in rest:
+    first = {**first, **more}
+  return first
+
+
+def _rng_of(root: Scope) -> jax.Array | None:
+  """Returns the key for Haiku's own modules.
+
+  They know one stream: `params` if it is given, else the first by name.
+  """
+  streams = root._streams
+  if not streams:
+    return None
+  name = 'params' if 'params' in streams else min(streams)
+  return _haiku.haiku_rng(streams[name].as_jax_rng())

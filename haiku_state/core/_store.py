@@ -26,6 +26,9 @@ from haiku_state.core.frozen_dict import FrozenDict
 if TYPE_CHECKING:
   from haiku_state.core.scope import Scope
 
+# Parameters by Haiku's name of the module and their name in it.
+Touched = set[tuple[str, str]]
+
 _NOTHING: Mapping[str, Any] = FrozenDict()
 _MAPPINGS = (dict, FrozenDict)
 
@@ -76,7 +79,17 @@ class _Tree:
 
 
 class AtRest(_Tree):
-  """Variables that no run uses now."""
+  """Variables that no run uses now.
+
+  Args:
+    tree: collections by name.
+    touched: the parameters that the run before made or set, by bundle and name;
+      None if that is not known.
+  """
+
+  def __init__(self, tree: Any, touched: Touched | None = None):
+    super().__init__(tree)
+    self.touched = touched
 
   def get(self, scope: Scope, col: str, name: str, default: Any = None) -> Any:
     return self.level(scope, col).get(name, default)
@@ -93,6 +106,13 @@ class AtRest(_Tree):
       value = init_fn(scope.params_rng(init_fn), *args, **kwargs)
       self.put(scope, 'params', name, value)
     return value
+
+  def merge(self, scope: Scope, col: str, tree: Any, only: Any) -> None:
+    """Puts a tree of variables below a scope."""
+    del only  # A value that did not change may be put again.
+    level = self.new_level(scope, col)
+    for name, value in tree.items():
+      _merge(level, name, value)
 
   def variables(self, scope: Scope) -> dict[str, Any]:
     if scope.parent is None:
@@ -122,6 +142,18 @@ class InRun(_Tree):
     super().__init__(names)
     # What a new value has put out of the tree, by bundle and key.
     self.dropped: set[tuple[str, str]] = set()
+    self.touched: Touched = set()
+
+  def note(self, root: str, path: str, key: str, is_param: bool) -> None:
+    """Takes the name of a variable that Haiku has made into the tree."""
+    col, names, name = _haiku.place_of(root, path, key, is_param)
+    level = self.tree.setdefault(col, {})
+    for below in names:
+      level = level.setdefault(below, {})
+      if not isinstance(level, dict):
+        return  # A value and a module of one name: told of when the run ends.
+    if name is not None:
+      level.setdefault(name, True)
 
   def get(self, scope: Scope, col: str, name: str, default: Any = None) -> Any:
     leaf = self.level(scope, col).get(name)
@@ -132,7 +164,7 @@ class InRun(_Tree):
   def _read(self, path: str, col: str, name: str, leaf: Any) -> Any:
     if isinstance(leaf, dict):
       below = f'{path}/{_haiku.escape_module(name)}'
-      value = {n: self._read(below, col, n, x) for n, x in leaf.items()}
+      value = self._read_level(below, col, leaf)
       is_frozen = isinstance(leaf, _haiku.FrozenNode)
       return FrozenDict(value) if is_frozen else value
     if col != 'params' or leaf is _IN_STATE:
@@ -142,11 +174,51 @@ class InRun(_Tree):
     except _haiku.Missing:
       return None  # Haiku has no parameters that are None.
 
+  def _read_level(
+    self, path: str, col: str, level: dict[str, Any]
+  ) -> dict[str, Any]:
+    """Returns all values below a module, entering each module once."""
+
+    def read_here():
+      return {n: read(n, leaf) for n, leaf in level.items()}
+
+    def read(name, leaf):
+      if not isinstance(leaf, dict):
+        return self._read(path, col, name, leaf)
+      below = f'{path}/{_haiku.escape_module(name)}'
+      return self._read_level(below, col, leaf)
+
+    return _haiku.at(path, read_here) if level else {}
+
   def put(self, scope: Scope, col: str, name: str, value: Any) -> None:
     level = self.new_level(scope, col)
-    self._put(scope.haiku_path, level, col, name, value)
+    self._put(scope.haiku_path, level, col, name, value, None)
 
-  def _put(self, path: str, level: dict, col: str, name: str, value) -> None:
+  def merge(
+    self, scope: Scope, col: str, tree: Any, only: Touched | None
+  ) -> None:
+    """Puts a tree of variables below a scope.
+
+    Args:
+      scope: the scope.
+      col: the collection.
+      tree: nested dicts.
+      only: of the parameters that are there already, those to put; None for
+        all. It spares parameters that a transform returns as they were from
+        being written, which Haiku does not do.
+    """
+    level = self.new_level(scope, col)
+    self._put_level(scope.haiku_path, level, col, tree, only)
+
+  def _put_level(self, path, level, col, tree, only) -> None:
+    def put_here():
+      for name, value in tree.items():
+        self._put(path, level, col, name, value, only)
+
+    if tree:
+      _haiku.at(path, put_here)
+
+  def _put(self, path: str, level: dict, col: str, name: str, value, only):
     leaf = level.get(name)
     if isinstance(value, _MAPPINGS):
       if leaf is not None and not isinstance(leaf, dict):
@@ -155,8 +227,9 @@ class InRun(_Tree):
         kind = _haiku.FrozenNode if isinstance(value, FrozenDict) else dict
         leaf = level[name] = kind()
       below = f'{path}/{_haiku.escape_module(name)}'
-      for key, x in value.items():
-        self._put(below, leaf, col, key, x)
+      self._put_level(below, leaf, col, value, only)
+      return
+    if only is not None and leaf is not None and (path, name) not in only:
       return
     if isinstance(leaf, dict):
       self._drop_level(f'{path}/{_haiku.escape_module(name)}', col, leaf)
@@ -167,6 +240,8 @@ class InRun(_Tree):
     key = _haiku.state_key(col, name)
     was_dropped = (path, key) in self.dropped  # Haiku still has its value.
     self.dropped.discard((path, key))
+    if col == 'params':
+      self.touched.add((path, name))
     if leaf is None and col == 'params' and value is not None:
       param_key = _haiku.escape_key(name)
       if (path, param_key) not in self.dropped:
@@ -220,17 +295,19 @@ class InRun(_Tree):
       and (path, key) not in self.dropped
     ):
       level[name] = True
+      self.touched.add((path, name))
       return _haiku.new_param(path, key, value, make)
-    self._put(path, level, 'params', name, value)
+    self._put(path, level, 'params', name, value, None)
     return value
 
   def variables(self, scope: Scope) -> dict[str, Any]:
-    found = _haiku.frame_variables(scope.haiku_path)
-    for col in self.tree:
-      names = self.level(scope, col)
-      if names is not _NOTHING:
-        _add_levels(found.setdefault(col, {}), names)
-    return found
+    path = scope.haiku_path
+    levels = {col: self.level(scope, col) for col in self.tree}
+    return {
+      col: self._read_level(path, col, level)
+      for col, level in levels.items()
+      if isinstance(level, dict)
+    }
 
   def complete(self, variables: dict[str, Any], mutable) -> None:
     """Puts variables in the order in which they were made.
@@ -311,6 +388,20 @@ class InHaiku:
         _haiku.new_state(path, key, value)
       else:
         _haiku.write_state(path, key, value)
+
+  def merge(self, scope: Scope, col: str, tree: Any, only: Any) -> None:
+    """Puts a tree of variables below a scope: see `InRun.merge`."""
+    there = self.level(scope, col)
+    self._merge_level(scope, scope.haiku_path, there, col, tree, only)
+
+  def _merge_level(self, scope, path, there, col, tree, only) -> None:
+    for name, value in tree.items():
+      if isinstance(value, _MAPPINGS):
+        below = f'{path}/{_haiku.escape_module(name)}'
+        known = there.get(name, _NOTHING)
+        self._merge_level(scope, below, known, col, value, only)
+      elif only is None or name not in there or (path, name) in only:
+        self._put(scope, path, col, name, value)
 
   def is_empty(self, col: str) -> bool:
     return False

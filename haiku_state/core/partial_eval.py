@@ -12,6 +12,65 @@ from jax.extend import core as jex_core
 from haiku_state import errors
 
 
+class DependsOnInput(Exception):
+  """A result depends on the value of an input of which only the type is known.
+
+  Args:
+    aval: the type of the input.
+  """
+
+  def __init__(self, aval: Any):
+    super().__init__(aval)
+    self.aval = aval
+
+
+def eval_known(fn: Callable[..., Any], *types: Any) -> Any:
+  """Returns what a function returns, which its inputs must not matter for.
+
+  The function is traced, and then only what its results need is computed, one
+  operation at a time, as it would be without tracing.
+
+  Args:
+    fn: returns a pytree of arrays.
+    *types: for each argument a pytree of `jax.ShapeDtypeStruct`.
+
+  Raises:
+    DependsOnInput: a result depends on an input.
+  """
+  out_tree: Any = None
+
+  def flat(*args):
+    nonlocal out_tree
+    out, out_tree = jax.tree.flatten(fn(*args))
+    return out
+
+  closed = jax.make_jaxpr(flat)(*types)
+  jaxpr = closed.jaxpr
+  eqns = _needed_eqns(jaxpr)
+  inputs = set(jaxpr.invars)
+  used = [v for eqn in eqns for v in eqn.invars] + list(jaxpr.outvars)
+  for v in used:
+    if not isinstance(v, jex_core.Literal) and v in inputs:
+      raise DependsOnInput(v.aval)
+  known = jex_core.ClosedJaxpr(jaxpr.replace(eqns=eqns), closed.consts)
+  # The inputs are not used, so what stands for them does not matter.
+  out = jex_core.jaxpr_as_fun(known)(*(0 for _ in jaxpr.invars))
+  return jax.tree.unflatten(out_tree, out)
+
+
+def _needed_eqns(jaxpr: jex_core.Jaxpr) -> list[Any]:
+  """Returns the equations that the outputs depend on, in order."""
+  needed = {v for v in jaxpr.outvars if not isinstance(v, jex_core.Literal)}
+  eqns = []
+  for eqn in reversed(jaxpr.eqns):
+    if any(v in needed for v in eqn.outvars):
+      eqns.append(eqn)
+      needed.update(
+        v for v in eqn.invars if not isinstance(v, jex_core.Literal)
+      )
+  return eqns[::-1]
+
+
 def lazy_init(fn: Callable[..., Any]) -> Callable[..., Any]:
   """Returns `fn` so that arguments may be shapes.
 
@@ -43,46 +102,17 @@ def lazy_init(fn: Callable[..., Any]) -> Callable[..., Any]:
     ]
     if not unknown:
       return fn(*args, **kwargs)
-    out_tree: Any = None
 
     def of_unknown(*values):
-      nonlocal out_tree
       filled = list(leaves)
       for i, value in zip(unknown, values):
         filled[i] = value
       args, kwargs = jax.tree.unflatten(treedef, filled)
-      out, out_tree = jax.tree.flatten(fn(*args, **kwargs))
-      return out
+      return fn(*args, **kwargs)
 
-    closed = jax.make_jaxpr(of_unknown)(*(leaves[i] for i in unknown))
-    return jax.tree.unflatten(out_tree, _eval_known(closed))
+    try:
+      return eval_known(of_unknown, *(leaves[i] for i in unknown))
+    except DependsOnInput as e:
+      raise errors.LazyInitError(e.aval) from None
 
   return wrapper
-
-
-def _eval_known(closed: jex_core.ClosedJaxpr) -> list[Any]:
-  """Returns the outputs of a jaxpr, none of which may need its inputs."""
-  jaxpr = closed.jaxpr
-  eqns = _needed_eqns(jaxpr)
-  inputs = set(jaxpr.invars)
-  # What the needed equations and the outputs take.
-  used = [v for eqn in eqns for v in eqn.invars] + list(jaxpr.outvars)
-  for v in used:
-    if not isinstance(v, jex_core.Literal) and v in inputs:
-      raise errors.LazyInitError(v.aval)
-  known = jex_core.ClosedJaxpr(jaxpr.replace(eqns=eqns), closed.consts)
-  # The inputs are not used, so what stands for them does not matter.
-  return list(jex_core.jaxpr_as_fun(known)(*(0 for _ in jaxpr.invars)))
-
-
-def _needed_eqns(jaxpr: jex_core.Jaxpr) -> list[Any]:
-  """Returns the equations that the outputs depend on, in order."""
-  needed = {v for v in jaxpr.outvars if not isinstance(v, jex_core.Literal)}
-  eqns = []
-  for eqn in reversed(jaxpr.eqns):
-    if any(v in needed for v in eqn.outvars):
-      eqns.append(eqn)
-      needed.update(
-        v for v in eqn.invars if not isinstance(v, jex_core.Literal)
-      )
-  return eqns[::-1]

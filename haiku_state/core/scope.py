@@ -8,7 +8,6 @@ variables dict; `bind` makes a scope that outlives any run.
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -19,7 +18,6 @@ import jax
 from haiku_state import errors
 from haiku_state.configurations import config as config
 from haiku_state.core import _haiku, keys, meta, tracers
-from haiku_state.core.partial_eval import lazy_init as _lazy_init
 from haiku_state.core._run import Run
 from haiku_state.core.filters import CollectionFilter as CollectionFilter
 from haiku_state.core.filters import DenyList as DenyList
@@ -34,6 +32,7 @@ from haiku_state.core.filters import subtract_filters as subtract_filters
 from haiku_state.core.filters import union_filters as union_filters
 from haiku_state.core.frozen_dict import FrozenDict, freeze, unfreeze
 from haiku_state.core.keys import LazyRng as LazyRng
+from haiku_state.core.partial_eval import lazy_init as _lazy_init
 
 T = TypeVar('T')
 FrozenVariableDict = FrozenDict[str, Any]
@@ -388,6 +387,16 @@ class Scope:
       name: LazyRng.create(rng, *self._suffix)
       for name, rng in self._streams.items()
     }
+
+  def streams_to_lift(self) -> dict[str, LazyRng]:
+    """Returns the key streams that a lifted transform takes inside.
+
+    Keys that come from Haiku become one stream, from which all others fall
+    back.
+    """
+    if self._run.has_haiku_rng():
+      return {'params': LazyRng.create(self._run.haiku_rng())}
+    return self.rngs
 
   def has_rng(self, name: str) -> bool:
     """Returns whether there is a key stream of this name."""

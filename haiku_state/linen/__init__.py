@@ -1,6 +1,7 @@
 """Modules, layers and lifted transforms, with the names of Flax linen."""
 
 from haiku_state.core import meta as meta
+from haiku_state.core.axes_scan import broadcast as broadcast
 from haiku_state.core.filters import DenyList as DenyList
 from haiku_state.core.frozen_dict import FrozenDict as FrozenDict
 from haiku_state.core.meta import PARTITION_NAME as PARTITION_NAME
@@ -127,3 +128,20 @@ from haiku_state.linen.spmd import (
   with_logical_partitioning as with_logical_partitioning,
 )
 from haiku_state.linen.stochastic import Dropout as Dropout
+from haiku_state.linen.transforms import add_metadata_axis as add_metadata_axis
+from haiku_state.linen.transforms import checkpoint as checkpoint
+from haiku_state.linen.transforms import cond as cond
+from haiku_state.linen.transforms import custom_vjp as custom_vjp
+from haiku_state.linen.transforms import fold_rngs as fold_rngs
+from haiku_state.linen.transforms import grad as grad
+from haiku_state.linen.transforms import jit as jit
+from haiku_state.linen.transforms import jvp as jvp
+from haiku_state.linen.transforms import named_call as named_call
+from haiku_state.linen.transforms import remat as remat
+from haiku_state.linen.transforms import remat_scan as remat_scan
+from haiku_state.linen.transforms import scan as scan
+from haiku_state.linen.transforms import switch as switch
+from haiku_state.linen.transforms import value_and_grad as value_and_grad
+from haiku_state.linen.transforms import vjp as vjp
+from haiku_state.linen.transforms import vmap as vmap
+from haiku_state.linen.transforms import while_loop as while_loop

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from haiku_state import core, errors, ids
 from haiku_state.core.filters import CollectionFilter
 from haiku_state.core.scope import Scope, Variable
-from haiku_state.linen._module import calls, submodules
+from haiku_state.linen._module import calls, methods, submodules
 from haiku_state.linen._module.calls import (
   DEFAULT_INIT_MUTABLE,
   CaptureFilter,
@@ -896,6 +896,11 @@ def _copy_once(
     copy = module.clone(_deep_clone=copies, _reset_names=reset_names, **updates)
     copies[module._id] = copy
   return copy
+
+
+def wrap_method_once(fun: Callable[..., Any]) -> Callable[..., Any]:
+  """Returns a function of a module as a method, unless it is one already."""
+  return methods.wrap_method_once(fun, Module)
 
 
 def merge_param(name: str, a: T | None, b: T | None) -> T:

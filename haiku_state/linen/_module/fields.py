@@ -7,7 +7,7 @@ import functools
 import inspect
 import weakref
 from collections.abc import Callable
-from typing import Any, Optional, Union
+from typing import Any, Union
 
 from haiku_state import errors
 from haiku_state.linen import kw_only_dataclasses
@@ -72,7 +72,7 @@ def make_dataclass(cls: Any, kw_only: bool, parent_type: Any) -> None:
   annotations = dict(inspect.get_annotations(cls))
   if annotations.get('parent', parent_type) != parent_type:
     raise errors.ReservedModuleAttributeError(annotations)
-  if annotations.get('name', str) not in ('str', str, Optional[str]):
+  if annotations.get('name', str) not in ('str', str, str | None):
     raise errors.ReservedModuleAttributeError(annotations)
   _leave_out_of_comparison(cls, annotations)
   place = [

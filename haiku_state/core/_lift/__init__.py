@@ -1,0 +1,1 @@
+"""The parts of `haiku_state.core.lift`."""

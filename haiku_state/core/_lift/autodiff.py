@@ -1,0 +1,263 @@
+"""Lifted derivatives, and rematerialisation for them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from haiku_state.core._lift.packing import Pack, lifted
+from haiku_state.core.filters import CollectionFilter, PRNGSequenceFilter
+from haiku_state.core.frozen_dict import unfreeze
+from haiku_state.core.scope import Scope
+
+
+def _with_aux(fn: Callable[..., Any], has_aux: bool) -> Callable[..., Any]:
+  """Returns a function that returns an output and an auxiliary one."""
+  if has_aux:
+    return fn
+  return lambda *args: (fn(*args), ())
+
+
+def _refuse_reduce_axes(reduce_axes: Any, name: str) -> None:
+  if reduce_axes:
+    raise NotImplementedError(f'reduce_axes argument to {name} is deprecated')
+
+
+def vjp(
+  fn: Callable[..., Any],
+  scope: Scope,
+  *primals: Any,
+  has_aux: bool = False,
+  reduce_axes: Any = (),
+  vjp_variables: CollectionFilter = 'params',
+  variables: CollectionFilter = True,
+  rngs: PRNGSequenceFilter = True,
+) -> Any:
+  """Returns an output, and a function from cotangents of it to gradients.
+
+  Args:
+    fn: takes the scopes, then the arguments.
+    scope: a pytree of scopes.
+    *primals: the arguments.
+    has_aux: whether `fn` returns an output and something else.
+    reduce_axes: deprecated in JAX: it must be empty.
+    vjp_variables: the collections to differentiate with respect to.
+    variables: the other collections that go in, and may be changed.
+    rngs: the key streams that go in.
+
+  Returns:
+    The output of `fn`, the function, and what else `fn` returns if `has_aux`.
+    The function returns the gradients of the variables, in the structure of
+    `scope`, then those of the arguments.
+  """
+  _refuse_reduce_axes(reduce_axes, 'vjp')
+  fn = _with_aux(fn, has_aux)
+
+  def inner(packed: Pack, *args):
+    vjp_vars, other_vars = packed.variables
+
+    def pure(vjp_vars, *args):
+      (y, aux), out = packed.call(
+        fn, (vjp_vars, other_vars), packed.rngs, *args
+      )
+      return y, (aux, out)
+
+    y, bwd, (aux, out) = jax.vjp(pure, vjp_vars, *args, has_aux=True)
+    # A Partial is a pytree: it may leave a transformation of JAX.
+    bwd = jax.tree_util.Partial(
+      functools.partial(_scope_gradients, packed.treedef), bwd
+    )
+    return ((y, bwd, aux) if has_aux else (y, bwd)), out
+
+  return lifted(
+    inner, (vjp_variables, variables), (variables,), (rngs,), 'vjp'
+  )(scope, *primals)
+
+
+def _scope_gradients(treedef, bwd, cotangents):
+  """Returns gradients of variables in the structure of the scopes."""
+  variable_gradients, *gradients = bwd(cotangents)
+  return (treedef.unflatten(variable_gradients), *gradients)
+
+
+def value_and_grad(
+  fn: Callable[..., Any],
+  scope: Scope,
+  *primals: Any,
+  has_aux: bool = False,
+  reduce_axes: Any = (),
+  variables: CollectionFilter = True,
+  rngs: PRNGSequenceFilter = True,
+) -> Any:
+  """Returns an output and its gradients with respect to all arguments.
+
+  Args:
+    fn: takes the scopes, then the arguments.
+    scope: a pytree of scopes.
+    *primals: the arguments.
+    has_aux: whether `fn` returns an output and something else.
+    reduce_axes: deprecated in JAX: it must be empty.
+    variables: the collections that go in, and may be changed.
+    rngs: the key streams that go in.
+
+  Returns:
+    The output of `fn`, what else it returns if `has_aux`, and a tuple of
+    gradients.
+  """
+  _refuse_reduce_axes(reduce_axes, 'value_and_grad')
+  fn = _with_aux(fn, has_aux)
+
+  def inner(packed: Pack, *args):
+    def pure(*args):
+      (y, aux), out = packed.call(fn, packed.variables, packed.rngs, *args)
+      return y, (aux, out)
+
+    y, bwd, (aux, out) = jax.vjp(pure, *args, has_aux=True)
+    gradients = bwd(jnp.ones_like(y))
+    return ((y, aux, gradients) if has_aux else (y, gradients)), out
+
+  return lifted(inner, (variables,), (variables,), (rngs,), 'value_and_grad')(
+    scope, *primals
+  )
+
+
+def jvp(
+  fn: Callable[..., Any],
+  scope: Scope,
+  primals: Any,
+  tangents: Any,
+  variable_tangents: Any,
+  variables: CollectionFilter = True,
+  rngs: PRNGSequenceFilter = True,
+) -> tuple[Any, Any]:
+  """Returns an output and its tangent.
+
+  Args:
+    fn: takes the scopes, then the arguments.
+    scope: a pytree of scopes.
+    primals: the arguments.
+    tangents: the tangents of the arguments.
+    variable_tangents: for each scope, tangents of collections by name.
+    variables: the other collections that go in, and may be changed.
+    rngs: the key streams that go in.
+  """
+  treedef = jax.tree.structure(scope)
+  # To JAX a collection with nothing in it is not the same as none.
+  given = tuple(
+    {col: unfreeze(x) for col, x in collections.items() if x}
+    for collections in treedef.flatten_up_to(variable_tangents)
+  )
+
+  def inner(packed: Pack, *args):
+    jvp_vars, other_vars = packed.variables
+
+    def pure(jvp_vars, args):
+      return packed.call(fn, (jvp_vars, other_vars), packed.rngs, *args)
+
+    (y, out), (y_tangent, _) = jax.jvp(
+      pure, (jvp_vars, args), (given, tangents)
+    )
+    return (y, y_tangent), out
+
+  return lifted(
+    inner, (tuple(given[0]), variables), (variables,), (rngs,), 'jvp'
+  )(scope, *primals)
+
+
+def custom_vjp(
+  fn: Callable[..., Any],
+  forward_fn: Callable[..., Any],
+  backward_fn: Callable[..., Any],
+  grad_vars: CollectionFilter = 'params',
+  nondiff_argnums: Any = (),
+) -> Callable[..., Any]:
+  """Gives a function of scopes its own rule for gradients.
+
+  Args:
+    fn: takes the scopes, then the arguments.
+    forward_fn: like `fn`; returns the output and what `backward_fn` needs.
+    backward_fn: takes the arguments at `nondiff_argnums`, what `forward_fn`
+      kept, and the cotangents of the output; returns the gradients of the
+      variables, in the structure of the scopes, and those of the arguments. It
+      gets no scope: nothing could flow out of it.
+    grad_vars: the collections to differentiate with respect to.
+    nondiff_argnums: positions of arguments that are not differentiated.
+  """
+
+  def inner(packed: Pack, *args):
+    grad_vars, other_vars = packed.variables
+
+    def plain(grad_vars, *args):
+      return packed.call(fn, (grad_vars, other_vars), packed.rngs, *args)
+
+    def forward(grad_vars, *args):
+      (y, kept), out = packed.call(
+        forward_fn, (grad_vars, other_vars), packed.rngs, *args
+      )
+      return (y, out), kept
+
+    def backward(*args):
+      *nondiff, kept, (y_cotangents, _) = args
+      variable_gradients, *gradients = backward_fn(*nondiff, kept, y_cotangents)
+      per_scope = packed.treedef.flatten_up_to(variable_gradients)
+      return (tuple(per_scope), *gradients)
+
+    pure = jax.custom_vjp(plain, nondiff_argnums=nondiff_argnums)
+    pure.defvjp(forward, backward)
+    return pure(grad_vars, *args)
+
+  return lifted(
+    inner, (grad_vars, True), (grad_vars, True), (True,), 'custom_vjp'
+  )
+
+
+def checkpoint(
+  fn: Callable[..., Any],
+  variables: CollectionFilter = True,
+  rngs: PRNGSequenceFilter = True,
+  concrete: bool = False,
+  prevent_cse: bool = True,
+  static_argnums: int | tuple[int, ...] = (),
+  policy: Callable[..., bool] | None = None,
+) -> Callable[..., Any]:
+  """Computes a function again for its gradient, instead of keeping values.
+
+  Args:
+    fn: takes the scopes, then the arguments.
+    variables: the collections that go in, and may be changed.
+    rngs: the key streams that go in.
+    concrete: deprecated in JAX: it must be False.
+    prevent_cse: see `jax.checkpoint`.
+    static_argnums: positions of arguments, after the scopes, that are not
+      traced.
+    policy: what to save: see `jax.checkpoint`.
+  """
+  if concrete:
+    raise NotImplementedError(
+      'The concrete argument is deprecated. Use static_argnums instead. For'
+      ' more information, see'
+      ' https://docs.jax.dev/en/latest/jep/11830-new-remat-checkpoint.html'
+    )
+  # The pure function takes variables and keys before the arguments.
+  static = jax.tree.map(lambda i: i + 2, static_argnums)
+
+  def inner(packed: Pack, *args, **kwargs):
+    @functools.wraps(fn)
+    def pure(variables, rngs, *args, **kwargs):
+      return packed.call(fn, variables, rngs, *args, **kwargs)
+
+    rematted = jax.checkpoint(
+      pure, static_argnums=static, prevent_cse=prevent_cse, policy=policy
+    )
+    return rematted(packed.variables, packed.rngs, *args, **kwargs)
+
+  return lifted(
+    inner, (variables,), (variables,), (rngs,), 'remat', enable_kwargs=True
+  )
+
+
+remat = checkpoint

@@ -1,0 +1,243 @@
+"""Lifted `jit`, and `fold_rngs`, which derives keys as `jit` does."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Generic, TypeVar
+
+import jax
+
+from haiku_state import traverse_util
+from haiku_state.core._lift.packing import Pack, lifted
+from haiku_state.core.filters import (
+  CollectionFilter,
+  DenyList,
+  PRNGSequenceFilter,
+)
+from haiku_state.core.keys import LazyRng
+
+A = TypeVar('A')
+
+
+class TransformContext(threading.local, Generic[A]):
+  """A stack of values for a function that JAX calls when it pleases."""
+
+  def __init__(self) -> None:
+    self.stack: list[A] = []
+
+  @contextlib.contextmanager
+  def push(self, a: A) -> Iterator[None]:
+    """Returns a context in which `get` returns `a`."""
+    self.stack.append(a)
+    try:
+      yield
+    finally:
+      self.stack.pop()
+
+  def get(self) -> A:
+    """Returns the value that was pushed last."""
+    return self.stack[-1]
+
+
+class CountsHolder:
+  """Counts of keys by path, as a leaf of a pytree.
+
+  Args:
+    flat_d: counts by tuples of keys.
+  """
+
+  def __init__(self, flat_d: dict[Any, int]):
+    self.flat_d = flat_d
+
+  @classmethod
+  def make(cls, d: Mapping[Any, Any]) -> CountsHolder:
+    """Returns nested counts as one flat dict."""
+    return cls(dict(traverse_util.flatten_dict(d)))
+
+  def sub(self, other: CountsHolder) -> CountsHolder:
+    """Returns how far these counts are ahead of the others."""
+    return CountsHolder(
+      {k: n - other.flat_d.get(k, 0) for k, n in self.flat_d.items()}
+    )
+
+  def add(self, other: CountsHolder) -> CountsHolder:
+    """Returns these counts and the others together."""
+    return CountsHolder(
+      {k: n + other.flat_d.get(k, 0) for k, n in self.flat_d.items()}
+    )
+
+  def unflat(self) -> dict[Any, Any]:
+    """Returns the counts nested again."""
+    return traverse_util.unflatten_dict(self.flat_d)
+
+
+def set_from_dict(original: dict[Any, Any], updates: Mapping[Any, Any]) -> None:
+  """Sets values of a nested dict in place, and leaves the others."""
+  for key, value in updates.items():
+    if key in original and isinstance(value, dict):
+      set_from_dict(original[key], value)
+    else:
+      original[key] = value
+
+
+class _SideEffects:
+  """What a traced function did besides returning, to do it again unheard.
+
+  When JAX has compiled the function, it does not run: the counts of keys must
+  go on all the same, and so must the knowledge of which parameters it made.
+  """
+
+  def __init__(self) -> None:
+    self._of: dict[Any, tuple[list[CountsHolder], list[Any]]] = {}
+
+  def replay(self, key: Any, packed: Pack, before: list[CountsHolder]) -> None:
+    """Brings counts of keys to where a run of the function brings them."""
+    known = self._of.get(key)
+    if known is None:
+      now = _counts(packed)
+      deltas = [new.sub(old) for new, old in zip(now, before)]
+      self._of[key] = deltas, list(packed.touched)
+      return
+    deltas, touched = known
+    for top, delta, old in zip(packed.tops, deltas, before):
+      set_from_dict(top.rng_counters, delta.add(old).unflat())
+    packed.touched = list(touched)
+
+
+def _counts(packed: Pack) -> list[CountsHolder]:
+  return [CountsHolder.make(top.rng_counters) for top in packed.tops]
+
+
+def _hashable_filter(x: Any) -> Any:
+  if isinstance(x, str):
+    return (x,)
+  if isinstance(x, DenyList):
+    return DenyList(_hashable_filter(x.deny))
+  return tuple(sorted(x)) if isinstance(x, Iterable) else x
+
+
+def _without_suffixes(rng_groups: Any) -> Any:
+  """Returns key streams as they are at the root: the same at every path."""
+  return jax.tree.map(
+    lambda x: x.clear_suffix() if isinstance(x, LazyRng) else x,
+    rng_groups,
+    is_leaf=lambda x: isinstance(x, LazyRng),
+  )
+
+
+def _cached(
+  fn: Callable[..., Any],
+  wrap: Callable[[Callable[..., Any]], Callable[..., Any]],
+  variables: CollectionFilter,
+  rngs: PRNGSequenceFilter,
+  name: str,
+) -> Callable[..., Any]:
+  """Returns a lifted function that one compiled function serves everywhere.
+
+  Args:
+    fn: takes the scopes, a key that says all that is static about them, then
+      the arguments.
+    wrap: what makes the pure function a compiled one; its first argument is
+      static.
+    variables: the collections that go in, and may be changed.
+    rngs: the key streams that go in.
+    name: the name of the transform.
+  """
+  # The pure function is one for all calls; the scopes of each reach it here.
+  current: TransformContext[Pack] = TransformContext()
+  effects = _SideEffects()
+
+  @functools.wraps(fn)
+  def pure(fingerprint, variables, rngs, *args, **kwargs):
+    _, static_key = fingerprint
+
+    def with_key(scopes, *args, **kwargs):
+      return fn(scopes, static_key, *args, **kwargs)
+
+    return current.get().call(with_key, variables, rngs, *args, **kwargs)
+
+  run = wrap(pure)
+
+  def inner(packed: Pack, static_key, *args, **kwargs):
+    mutable = tuple(_hashable_filter(top.mutable) for top in packed.tops)
+    fingerprint = (mutable, static_key)
+    before = _counts(packed)
+    with current.push(packed):
+      result = run(
+        fingerprint,
+        packed.variables,
+        _without_suffixes(packed.rngs),
+        *args,
+        **kwargs,
+      )
+    effects.replay(fingerprint, packed, before)
+    return result
+
+  return lifted(
+    inner, (variables,), (variables,), (rngs,), name, enable_kwargs=True
+  )
+
+
+def jit(
+  fn: Callable[..., Any],
+  variables: CollectionFilter = True,
+  rngs: PRNGSequenceFilter = True,
+  static_argnums: int | Iterable[int] = (),
+  static_argnames: str | Iterable[str] = (),
+  donate_argnums: int | Iterable[int] = (),
+  device: Any = None,
+  backend: str | None = None,
+) -> Callable[..., Any]:
+  """Compiles a function of scopes.
+
+  Args:
+    fn: takes the scopes, a hashable that says all that is static about them,
+      then the arguments.
+    variables: the collections that go in, and may be changed.
+    rngs: the key streams that go in.
+    static_argnums: positions of arguments that are not traced, where the scopes
+      are at 0.
+    static_argnames: names of arguments that are not traced.
+    donate_argnums: positions of arguments whose memory may be used again.
+    device: where to run: see `jax.jit`.
+    backend: where to run: see `jax.jit`.
+  """
+  # The pure function takes fingerprint, variables and keys before arguments,
+  # the caller counts the scopes as one.
+  static = (0, *(i + 2 for i in _as_tuple(static_argnums) if i > 0))
+  donated = tuple(i + 2 for i in _as_tuple(donate_argnums) if i > 0)
+  options: dict[str, Any] = {}
+  if device is not None:
+    options['device'] = device
+  if backend is not None:
+    options['backend'] = backend
+  compile_fn = functools.partial(
+    jax.jit,
+    static_argnums=static,
+    static_argnames=static_argnames,
+    donate_argnums=donated,
+    **options,
+  )
+  return _cached(fn, compile_fn, variables, rngs, 'jit')
+
+
+def _as_tuple(x: int | Iterable[int]) -> tuple[int, ...]:
+  return tuple(x) if isinstance(x, Iterable) else (x,)
+
+
+def fold_rngs(
+  fn: Callable[..., Any],
+  variables: CollectionFilter = True,
+  rngs: PRNGSequenceFilter = True,
+) -> Callable[..., Any]:
+  """Derives keys as `jit` does, and does nothing else.
+
+  Args:
+    fn: see `jit`.
+    variables: the collections that go in, and may be changed.
+    rngs: the key streams that go in.
+  """
+  return _cached(fn, lambda pure: pure, variables, rngs, 'fold_rngs')

@@ -1,0 +1,108 @@
+"""Transforms of collections: what a function of scopes sees of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+
+from haiku_state.core._lift.packing import Pack, lifted
+from haiku_state.core.filters import (
+  CollectionFilter,
+  PRNGSequenceFilter,
+  is_filter_empty,
+  subtract_filters,
+)
+from haiku_state.core.frozen_dict import unfreeze
+
+T = TypeVar('T')
+
+
+def id_fn(x: T) -> T:
+  """Returns what it is given."""
+  return x
+
+
+def map_variables(
+  fn: Callable[..., Any],
+  mapped_collections: CollectionFilter,
+  map_in_fn: Callable[..., Any] = id_fn,
+  map_out_fn: Callable[..., Any] = id_fn,
+  init: bool = False,
+  mutable: bool = False,
+  rngs: PRNGSequenceFilter = True,
+  variables: CollectionFilter = True,
+) -> Callable[..., Any]:
+  """Shows a function of scopes other variables than there are.
+
+  Args:
+    fn: takes the scopes, then the arguments.
+    mapped_collections: the collections that it sees changed.
+    map_in_fn: from the variables to those that `fn` sees.
+    map_out_fn: from those that `fn` has made or changed to the variables.
+    init: whether `fn` makes variables, which go out and in again.
+    mutable: whether `fn` may change the mapped collections.
+    rngs: the key streams that go in.
+    variables: the other collections that go in.
+  """
+  comes_out = mutable or init
+  rest = subtract_filters(variables, mapped_collections)
+
+  def inner(packed: Pack, *args, **kwargs):
+    target, others = packed.variables
+    if init:
+      target = _initialized(packed, fn, target, others, args, kwargs)
+    target = tuple(map_in_fn(unfreeze(x)) for x in target)
+    y, (out_target, out_others) = packed.call(
+      fn,
+      (target, others),
+      packed.rngs,
+      *args,
+      mutable_filter=(
+        True if comes_out else subtract_filters(True, mapped_collections)
+      ),
+      **kwargs,
+    )
+    if comes_out:
+      out_target = tuple(map_out_fn(x) for x in out_target)
+    # The names outside are those that `map_out_fn` makes: all are written.
+    packed.touched = [None] * len(packed.tops)
+    return y, (out_target, out_others)
+
+  def _initialized(packed, fn, target, others, args, kwargs):
+    """Returns the variables that `fn` makes, if it may make any."""
+    scopes = jax.tree.leaves(packed.scopes((target, others), packed.rngs))
+    if all(is_filter_empty(scope.mutable) for scope in scopes):
+      return target
+    _, (made, _) = packed.call(
+      fn, (target, others), packed.rngs, *args, **kwargs
+    )
+    return tuple(map_out_fn(x) for x in made)
+
+  return lifted(
+    inner,
+    (mapped_collections, variables),
+    (mapped_collections, variables) if comes_out else (False, rest),
+    (rngs,),
+    'map_variables',
+    enable_kwargs=True,
+  )
+
+
+def swap_collection(
+  fn: Callable[..., Any], col_a: str, col_b: str
+) -> Callable[..., Any]:
+  """Shows a function of scopes two collections under each other's name.
+
+  Args:
+    fn: takes the scopes, then the arguments.
+    col_a: the name of one collection.
+    col_b: the name of the other.
+  """
+
+  def swap(target):
+    a, b = target.get(col_a, {}), target.get(col_b, {})
+    return {**target, col_a: b, col_b: a}
+
+  return map_variables(fn, (col_a, col_b), swap, swap, mutable=True)

@@ -1,0 +1,141 @@
+"""Lifted control flow: `while_loop`, `cond`, `switch`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import jax
+
+from haiku_state.core._lift.mapping import tree_map_rngs
+from haiku_state.core._lift.packing import Pack, lifted, unzip
+from haiku_state.core.filters import CollectionFilter, PRNGSequenceFilter
+from haiku_state.core.scope import Scope
+
+C = TypeVar('C')
+
+
+def while_loop(
+  cond_fn: Callable[[Any, C], Any],
+  body_fn: Callable[[Any, C], C],
+  scope: Scope,
+  init: C,
+  carry_variables: CollectionFilter = False,
+  broadcast_variables: CollectionFilter = True,
+  split_rngs: Mapping[PRNGSequenceFilter, bool] = {},  # noqa: B006
+) -> C:
+  """Calls a function of scopes while a condition holds.
+
+  Args:
+    cond_fn: takes the scopes and the carry; returns whether to go on. It may
+      change nothing.
+    body_fn: takes the scopes and the carry; returns the next carry.
+    scope: a pytree of scopes.
+    init: the first carry.
+    carry_variables: collections that go from step to step. They may change, but
+      no variable may appear.
+    broadcast_variables: collections that are the same in all steps.
+    split_rngs: for each group of key streams, whether each step gets its own
+      keys. Streams that are in no group do not exist inside.
+  """
+  rng_groups, splits = unzip(split_rngs.items())
+
+  def inner(packed: Pack):
+    carried, broadcast = packed.variables
+
+    def rngs_of(i):
+      return tuple(
+        tree_map_rngs(lambda rng: jax.random.fold_in(rng, i), group)
+        if is_split
+        else group
+        for group, is_split in zip(packed.rngs, splits)
+      )
+
+    def goes_on(state):
+      i, carried, c = state
+      # Negative, so that the condition's keys are not those of the body.
+      result, _ = packed.call(
+        cond_fn, (carried, broadcast), rngs_of(-i), c, mutable_filter=False
+      )
+      return result
+
+    def step(state):
+      i, carried, c = state
+      c, (carried,) = packed.call(body_fn, (carried, broadcast), rngs_of(i), c)
+      return i + 1, carried, c
+
+    _, carried, c = jax.lax.while_loop(goes_on, step, (0, carried, init))
+    return c, (carried,)
+
+  return lifted(
+    inner,
+    (carry_variables, broadcast_variables),
+    (carry_variables,),
+    rng_groups,
+    'while_loop',
+  )(scope)
+
+
+def cond(
+  pred: Any,
+  true_fun: Callable[..., C],
+  false_fun: Callable[..., C],
+  scope: Scope,
+  *operands: Any,
+  variables: CollectionFilter = True,
+  rngs: PRNGSequenceFilter = True,
+) -> C:
+  """Calls one of two functions of scopes, by a condition.
+
+  Args:
+    pred: the condition.
+    true_fun: called if it holds.
+    false_fun: called if it does not. Both return the same type, and make the
+      same variables.
+    scope: a pytree of scopes.
+    *operands: arguments of both.
+    variables: the collections that go in, and may be changed.
+    rngs: the key streams that go in.
+  """
+
+  def inner(packed: Pack):
+    return jax.lax.cond(
+      pred, *_branches(packed, (true_fun, false_fun)), *operands
+    )
+
+  return lifted(inner, (variables,), (variables,), (rngs,), 'cond')(scope)
+
+
+def switch(
+  index: Any,
+  branches: Sequence[Callable[..., C]],
+  scope: Scope,
+  *operands: Any,
+  variables: CollectionFilter = True,
+  rngs: PRNGSequenceFilter = True,
+) -> C:
+  """Calls one of several functions of scopes, by its number.
+
+  Args:
+    index: which one; clamped to the number of branches.
+    branches: the functions. All return the same type, and make the same
+      variables.
+    scope: a pytree of scopes.
+    *operands: arguments of the functions.
+    variables: the collections that go in, and may be changed.
+    rngs: the key streams that go in.
+  """
+
+  def inner(packed: Pack):
+    return jax.lax.switch(index, _branches(packed, branches), *operands)
+
+  return lifted(inner, (variables,), (variables,), (rngs,), 'switch')(scope)
+
+
+def _branches(packed: Pack, fns: Sequence[Callable[..., Any]]) -> list[Any]:
+  """Returns functions of scopes as pure functions of their operands."""
+  return [
+    functools.partial(packed.call, fn, packed.variables, packed.rngs)
+    for fn in fns
+  ]

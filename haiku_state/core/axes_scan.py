@@ -1,0 +1,185 @@
+"""`jax.lax.scan` with axes, and with inputs and outputs that do not change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from haiku_state.core.partial_eval import DependsOnInput, eval_known
+
+ScanAxis = int | None
+
+
+class _Broadcast:
+  """The axis of what is the same in all steps."""
+
+  def __repr__(self) -> str:
+    return 'broadcast'
+
+
+broadcast = _Broadcast()
+
+
+def build_shaped_array(x: Any, batch_dim: bool = False) -> jax.ShapeDtypeStruct:
+  """Returns what JAX knows of an array without its values.
+
+  Args:
+    x: an array, or what becomes one.
+    batch_dim: whether to leave out the first axis.
+
+  Raises:
+    ValueError: the axis that is left out is sharded.
+  """
+  kind = jax.typeof(x)
+  if not batch_dim:
+    return _abstract(kind.shape, kind, kind.sharding)
+  sharding = kind.sharding
+  if sharding is not None and len(sharding.spec) == len(kind.shape):
+    if sharding.spec[0] is not None:
+      raise ValueError('Batch dimension in scan `xs` cannot be sharded.')
+    spec = jax.sharding.PartitionSpec(*sharding.spec[1:])
+    sharding = sharding.update(spec=spec)
+  return _abstract(kind.shape[1:], kind, sharding)
+
+
+def _abstract(shape, kind, sharding) -> jax.ShapeDtypeStruct:
+  # On an empty mesh the sharding says nothing, and is not accepted either.
+  if sharding is not None and sharding.mesh.empty:
+    sharding = None
+  return jax.ShapeDtypeStruct(
+    shape, kind.dtype, weak_type=kind.weak_type, sharding=sharding
+  )
+
+
+def _to_front(axis: Any, xs: Any) -> Any:
+  """Moves the axis of all leaves to the front; `()` for what has no axis."""
+  if axis is broadcast:
+    return ()
+  if axis == 0:
+    return xs
+
+  def move(x):
+    rest = np.delete(np.arange(x.ndim), axis)
+    return jnp.transpose(x, (axis, *map(int, rest)))
+
+  return jax.tree.map(move, xs)
+
+
+def _from_front(axis: Any, xs: Any) -> Any:
+  """Moves the front axis of all leaves to where it belongs."""
+  if axis is broadcast:
+    return ()
+  if axis == 0:
+    return xs
+
+  def move(x):
+    place = axis + x.ndim if axis < 0 else axis
+    assert place < x.ndim
+    order = (*range(1, place + 1), 0, *range(place + 1, x.ndim))
+    return jnp.transpose(x, order)
+
+  return jax.tree.map(move, xs)
+
+
+def _choose(axes: Any, fixed: Any, changing: Any) -> Any:
+  """Returns, by axis, what is fixed or what changes."""
+  return jax.tree.map(
+    lambda axis, x, y: x if axis is broadcast else y, axes, fixed, changing
+  )
+
+
+def scan(
+  fn: Callable[..., Any],
+  in_axes: Any,
+  out_axes: Any,
+  length: int | None = None,
+  reverse: bool = False,
+  unroll: int = 1,
+  _split_transpose: bool = False,
+  check_constancy_invariants: bool = True,
+) -> Callable[..., Any]:
+  """Loops a function over an axis of its arguments.
+
+  Args:
+    fn: takes `(broadcast, carry, *args)` and returns
+      `(broadcast_out, carry, outputs)`.
+    in_axes: the axes of the arguments; `broadcast` for one that is the same in
+      all steps.
+    out_axes: the axes of the outputs; `broadcast` for one that is.
+    length: the number of steps, where nothing else shows it.
+    reverse: whether to go from the last step to the first.
+    unroll: how many steps to unroll into one.
+    _split_transpose: see `jax.lax.scan`.
+    check_constancy_invariants: whether to trace `fn` once more to compute
+      `broadcast_out` and broadcast outputs, and to check that they do not
+      depend on the step.
+
+  Returns:
+    A function like `fn`, for the whole loop.
+
+  Raises:
+    ValueError: what is broadcast depends on the step, or is asked for without
+      the check.
+  """
+
+  def loop(body, init, xs):
+    return lax.scan(
+      body,
+      init,
+      xs,
+      length=length,
+      reverse=reverse,
+      unroll=unroll,
+      _split_transpose=_split_transpose,
+    )
+
+  def checked(broadcast_in, init, *args):
+    xs = jax.tree.map(_to_front, in_axes, args)
+
+    def constants(c, xs):
+      broadcast_out, _, ys = fn(broadcast_in, c, *_choose(in_axes, args, xs))
+      return broadcast_out, jax.tree.map(
+        lambda axis, y: y if axis is broadcast else (), out_axes, ys
+      )
+
+    carry_type = jax.tree.map(build_shaped_array, init)
+    step_type = jax.tree.map(lambda x: build_shaped_array(x, True), xs)
+    try:
+      broadcast_out, fixed = eval_known(constants, carry_type, step_type)
+    except DependsOnInput:
+      raise ValueError(
+        'broadcasted variable has a data dependency on the scan body.'
+      ) from None
+
+    def body(c, xs):
+      _, c, ys = fn(broadcast_out, c, *_choose(in_axes, args, xs))
+      return c, jax.tree.map(
+        lambda axis, y: () if axis is broadcast else y, out_axes, ys
+      )
+
+    c, ys = loop(body, init, xs)
+    ys = jax.tree.map(_from_front, out_axes, ys)
+    return broadcast_out, c, _choose(out_axes, fixed, ys)
+
+  def unchecked(broadcast_in, init, *args):
+    if broadcast in jax.tree.leaves(out_axes):
+      raise ValueError(
+        'nn.scan run with check_constancy_invariants=False does not support'
+        ' broadcast non-carry function outputs.  out_axes was given as'
+        f' {out_axes}'
+      )
+    xs = jax.tree.map(_to_front, in_axes, args)
+
+    def body(c, xs):
+      _, c, ys = fn(broadcast_in, c, *_choose(in_axes, args, xs))
+      return c, ys
+
+    c, ys = loop(body, init, xs)
+    return broadcast_in, c, jax.tree.map(_from_front, out_axes, ys)
+
+  return checked if check_constancy_invariants else unchecked
