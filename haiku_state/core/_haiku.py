@@ -345,12 +345,24 @@ def _get_any(key: str, shape: Any, dtype: Any, init: Any) -> Any:
   def take(next_getter, value, context):
     del context
     seen.append(next_getter(value))
+    _release(next_getter)
     return _OfShape(tuple(shape))
 
   # Haiku runs the getter that was registered last on the result of the others.
   with hk.custom_getter(take):
     hk.get_parameter(key, shape, dtype, init=init)
   return seen[-1]
+
+
+def _release(chain: Callable[..., Any]) -> None:
+  """Frees Haiku's chain of custom functions, once all of them have run.
+
+  The chain is a function that refers to itself, and to the current module: it
+  would keep that, and the tracers that it reaches, until garbage is collected.
+  """
+  for cell in chain.__closure__ or ():
+    if cell.cell_contents is chain:
+      del cell.cell_contents
 
 
 def read_any_param(path: str, key: str) -> Any:
@@ -528,11 +540,17 @@ def run_init(
 
   def noting_creator(next_creator, shape, dtype, init, context, is_param):
     note(*context.full_name.rsplit('/', 1), is_param)
-    return next_creator(shape, dtype, init)
+    try:
+      return next_creator(shape, dtype, init)
+    finally:
+      _release(next_creator)
 
   def noting_setter(next_setter, value, context):
     note(*context.full_name.rsplit('/', 1), False)
-    return next_setter(value)
+    try:
+      return next_setter(value)
+    finally:
+      _release(next_setter)
 
   def whole() -> None:
     nonlocal out, last_state
