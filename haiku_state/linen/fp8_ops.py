@@ -975,16 +975,16 @@ class Fp8Einsum(Fp8DotGeneralBase):
     Returns:
       The product.
     """
-    dtype = rhs.dtype
+    dot_general = functools.partial(
+      fp8_scaled_dot_general, **_meta(self, rhs.dtype)
+    )
     return jnp.einsum(
       eqn,
-      lhs.astype(dtype),
+      lhs.astype(rhs.dtype),
       rhs,
       precision=precision,
       preferred_element_type=preferred_element_type,
-      _dot_general=functools.partial(
-        fp8_scaled_dot_general, **_meta(self, dtype)
-      ),
+      _dot_general=dot_general,
     )
 
 

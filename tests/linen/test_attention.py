@@ -1,15 +1,17 @@
 """Attention: masks, cache, dropout, and what is said of wrong arguments."""
 
 import functools
-import inspect
 import warnings
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawn import normal
+from drawn import variables as variables_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from same_signature import assert_same_signature
 
 from haiku_state.linen import attention
 
@@ -27,10 +29,6 @@ NAMES = (
 Attention = attention.MultiHeadDotProductAttention
 
 
-def normal(seed, *shape, dtype=jnp.float32):
-  return jax.random.normal(jax.random.key(seed), shape, dtype)
-
-
 def by_hand(query, key, value, bias=0.0, mask=True):
   """Attention in float64, from the equation."""
   query, key, value = (np.asarray(x, np.float64) for x in (query, key, value))
@@ -45,82 +43,79 @@ def by_hand(query, key, value, bias=0.0, mask=True):
 @pytest.mark.parametrize('name', NAMES)
 def test_signature_is_that_of_flax(name):
   flax = pytest.importorskip('flax.linen.attention')
-  for get in (lambda x: x, lambda x: getattr(x, '__call__', x)):
-    ours = inspect.signature(get(getattr(attention, name))).parameters
-    theirs = inspect.signature(get(getattr(flax, name))).parameters
-    assert list(ours) == list(theirs)
-    for parameter in ours:
-      a, b = ours[parameter], theirs[parameter]
-      assert a.kind == b.kind, parameter
-      if not callable(a.default):
-        assert a.default == b.default, parameter
+  assert_same_signature(getattr(attention, name), getattr(flax, name))
 
 
-@pytest.mark.parametrize('batch', [(), (2,), (2, 3)])
+@pytest.mark.parametrize('batch', [(), (2, 3)])
 def test_is_the_equation(batch):
   query, key = normal(0, *batch, 3, 2, 4), normal(1, *batch, 5, 2, 4)
   value, bias = normal(2, *batch, 5, 2, 6), normal(3, *batch, 2, 3, 5)
   mask = normal(4, *batch, 2, 3, 5) > -0.5
-  weights, expected = by_hand(query, key, value, bias, mask)
-  np.testing.assert_allclose(
-    attention.dot_product_attention_weights(query, key, bias, mask),
-    weights,
-    atol=1e-6,
-  )
-  np.testing.assert_allclose(
-    attention.dot_product_attention(query, key, value, bias, mask),
-    expected,
-    atol=1e-5,
-  )
+
+  @jax.jit
+  def both(query, key, value, bias, mask):
+    return (
+      attention.dot_product_attention_weights(query, key, bias, mask),
+      attention.dot_product_attention(query, key, value, bias, mask),
+    )
+
+  got = both(query, key, value, bias, mask)
+  for a, b in zip(got, by_hand(query, key, value, bias, mask)):
+    np.testing.assert_allclose(a, b, atol=1e-5)
 
 
 def test_row_that_masks_everything_averages_without_nan():
   query, key, value = normal(0, 3, 1, 4), normal(1, 5, 1, 4), normal(2, 5, 1, 4)
-  mask = jnp.ones((1, 3, 5), bool).at[:, 1].set(False)
+  mask = np.ones((1, 3, 5), bool)
+  mask[:, 1] = False
 
   def second_row(query, key, value):
     y = attention.dot_product_attention(query, key, value, mask=mask)
     return y[1].sum(), y
 
-  grads, y = jax.grad(second_row, (0, 1, 2), has_aux=True)(query, key, value)
-  np.testing.assert_allclose(y[1], value.mean(0), rtol=1e-5)
+  grad = jax.jit(jax.grad(second_row, (0, 1, 2), has_aux=True))
+  grads, y = grad(query, key, value)
+  np.testing.assert_allclose(y[1], np.mean(value, 0), rtol=1e-5)
   assert not np.any(grads[0]) and not np.any(grads[1])
   np.testing.assert_allclose(grads[2], 0.2, rtol=1e-5)
 
 
 def test_masked_values_do_not_matter():
   layer, x = Attention(num_heads=2), normal(0, 1, 5, 4)
-  variables = layer.init(jax.random.key(0), x)
-  mask = attention.make_causal_mask(x[..., 0])
-  y = layer.apply(variables, x, mask=mask)
-  changed = x.at[:, 3:].set(7.0)
-  np.testing.assert_array_equal(
-    y[:, :3], layer.apply(variables, changed, mask=mask)[:, :3]
-  )
-  seen = jax.jacobian(lambda x: layer.apply(variables, x, mask=mask))(x)
-  reach = np.any(np.asarray(seen)[0, :, :, 0], axis=(1, 3))
+  variables = variables_of(layer, x)
+  mask = np.tri(5, dtype=bool)[None, None]
+  apply = jax.jit(functools.partial(layer.apply, variables, mask=mask))
+  changed = x.copy()
+  changed[:, 3:] = 7.0
+  np.testing.assert_array_equal(apply(x)[:, :3], apply(changed)[:, :3])
+  seen = np.asarray(jax.jit(jax.jacobian(apply))(x))
+  reach = np.any(seen[0, :, :, 0], axis=(1, 3))
   np.testing.assert_array_equal(reach, np.tri(5, dtype=bool))
 
 
-@pytest.mark.parametrize('dtype', [None, jnp.bfloat16])
-@pytest.mark.parametrize('batch', [(), (2,), (2, 3)])
+@pytest.mark.parametrize(
+  'batch, dtype',
+  [((), None), ((2,), None), ((2, 3), None), ((2,), jnp.bfloat16)],
+)
 def test_decoding_step_by_step_is_causal_attention(batch, dtype):
   x = normal(0, *batch, 4, 6)
   full = Attention(num_heads=2, qkv_features=4, dtype=dtype)
-  step = full.clone(decode=True)
-  variables = step.init(jax.random.key(1), x)
+  layer = full.clone(decode=True)
+  variables = variables_of(layer, x)
   cache = variables['cache']
   assert cache['cached_key'].shape == (*batch, 4, 2, 2)
   assert cache['cached_key'].dtype == (dtype or jnp.float32)
   assert cache['cache_index'].dtype == jnp.int32
   params = {'params': variables['params']}
-  mask = attention.make_causal_mask(x[..., 0])
-  expected = full.apply(params, x, mask=mask)
+  mask = np.tri(4, dtype=bool).reshape(*[1] * len(batch), 1, 4, 4)
+  expected = jax.jit(full.apply)(params, x, mask=mask)
+
+  @jax.jit
+  def step(cache, x):
+    return layer.apply({**params, 'cache': cache}, x, mutable=['cache'])
 
   for t in range(4):
-    y, state = step.apply(
-      {**params, 'cache': cache}, x[..., t : t + 1, :], mutable=['cache']
-    )
+    y, state = step(cache, x[..., t : t + 1, :])
     cache = state['cache']
     np.testing.assert_allclose(
       np.asarray(y[..., 0, :], np.float32),
@@ -132,23 +127,24 @@ def test_decoding_step_by_step_is_causal_attention(batch, dtype):
 
 def test_decoding_takes_a_mask_of_its_own():
   x = normal(0, 1, 4, 6)
-  step = Attention(num_heads=2, decode=True)
-  variables = step.init(jax.random.key(1), x)
+  layer = Attention(num_heads=2, decode=True)
+  variables = variables_of(layer, x)
   mask = jnp.array([True, False, True, True])[None, None, None]
+  step = jax.jit(functools.partial(layer.apply, mutable=['cache'], mask=mask))
   outs = []
   for hidden in (0.0, 9.0):
-    state = variables
+    state = dict(variables)
     for t in range(3):
       x_t = x[:, t : t + 1] + (hidden if t == 1 else 0.0)
-      y, cache = step.apply(state, x_t, mask=mask, mutable=['cache'])
-      state = {**variables, **cache}
+      y, cache = step(state, x_t)
+      state = {**state, **cache}
     outs.append(y)
   np.testing.assert_array_equal(*outs)
 
 
 def test_weights_are_sown():
   layer, x = Attention(num_heads=2), normal(0, 1, 3, 4)
-  variables = layer.init(jax.random.key(0), x)
+  variables = variables_of(layer, x)
   assert set(variables) == {'params'}
   _, state = layer.apply(
     variables, x, sow_weights=True, mutable=['intermediates']
@@ -178,27 +174,30 @@ class TestDropout:
   x = jnp.ones((3, 4, 6))
 
   def apply(self, **call):
-    variables = self.layer.init(jax.random.key(0), self.x, deterministic=True)
+    variables = variables_of(self.layer, self.x, deterministic=True)
     return self.layer.apply(variables, self.x, **call)
 
   def weights(self, **options):
-    query, key = normal(0, 3, 4, 2, 5), normal(1, 3, 4, 2, 5)
-    weights = functools.partial(
-      attention.dot_product_attention_weights, query, key
-    )
-    dropped = weights(
-      dropout_rng=jax.random.key(2), dropout_rate=0.5, **options
-    )
-    return weights(), dropped
+    weights = attention.dot_product_attention_weights
+
+    @jax.jit
+    def both(query, key, rng):
+      dropped = weights(
+        query, key, dropout_rng=rng, dropout_rate=0.5, **options
+      )
+      return weights(query, key), dropped
+
+    return both(normal(0, 3, 4, 2, 5), normal(1, 3, 4, 2, 5), jax.random.key(2))
 
   def test_draws_from_the_stream_or_from_the_key_that_is_given(self):
-    rngs = [{'dropout': jax.random.key(seed)} for seed in (1, 2)]
-    draw = functools.partial(self.apply, deterministic=False)
-    assert np.any(draw(rngs=rngs[0]) != draw(rngs=rngs[1]))
-    np.testing.assert_array_equal(
-      draw(rngs=rngs[0], dropout_rng=jax.random.key(3)),
-      draw(rngs=rngs[1], dropout_rng=jax.random.key(3)),
+    draw = jax.jit(
+      lambda stream, given: self.apply(
+        deterministic=False, rngs={'dropout': stream}, dropout_rng=given
+      )
     )
+    one, two, three = (jax.random.key(seed) for seed in (1, 2, 3))
+    assert np.any(draw(one, None) != draw(two, None))
+    np.testing.assert_array_equal(draw(one, three), draw(two, three))
 
   def test_must_be_told_whether_to_drop(self):
     with pytest.raises(ValueError, match='deterministic'):
@@ -206,8 +205,7 @@ class TestDropout:
 
   def test_needs_no_word_where_nothing_is_dropped(self):
     layer = Attention(num_heads=2)
-    variables = layer.init(jax.random.key(0), self.x)
-    layer.apply(variables, self.x)
+    jax.eval_shape(layer.init, jax.random.key(0), self.x)
 
   def test_broadcast_drops_the_same_for_all_examples_and_heads(self):
     _, dropped = self.weights()
@@ -226,7 +224,7 @@ class TestDropout:
 
   def test_deterministic_drops_nothing(self):
     weights, dropped = self.weights(deterministic=True)
-    np.testing.assert_array_equal(weights, dropped)
+    np.testing.assert_allclose(weights, dropped, rtol=1e-6)
 
 
 class TestAttentionFn:
@@ -234,7 +232,7 @@ class TestAttentionFn:
 
   def run(self, function, **call):
     layer = Attention(num_heads=2, attention_fn=function)
-    return layer.init_with_output(jax.random.key(0), self.x, **call)[0]
+    return layer.apply(variables_of(layer, self.x, **call), self.x, **call)
 
   def test_gets_the_options_that_it_names(self):
     got = {}
@@ -313,7 +311,7 @@ class TestEinsum:
       qk_attn_weights_einsum_cls=functools.partial(factory, 'weights'),
       attn_weights_value_einsum_cls=functools.partial(factory, 'values'),
     )
-    layer.init(jax.random.key(0), jnp.ones((1, 3, 4)))
+    jax.eval_shape(layer.init, jax.random.key(0), jnp.ones((1, 3, 4)))
     assert made == ['weights', 'values']
 
 
@@ -332,12 +330,12 @@ def attend(query, key, value, **options):
 def call(*inputs, num_heads=2, **options):
   layer = Attention(num_heads=num_heads)
   inputs = [x if x is None else jnp.ones(x) for x in inputs]
-  layer.init(jax.random.key(0), *inputs, **options)
+  jax.eval_shape(layer.init, jax.random.key(0), *inputs, **options)
 
 
 def decode_two_at_once():
   layer, x = Attention(num_heads=2, decode=True), jnp.ones((3, 5, 4))
-  variables = layer.init(jax.random.key(0), x)
+  variables = variables_of(layer, x)
   layer.apply(variables, x[:, :2], mutable=['cache'])
 
 
@@ -463,7 +461,8 @@ class TestWarnings:
   def warned(self, layer, *args, **kwargs):
     with warnings.catch_warnings(record=True) as caught:
       warnings.simplefilter('always')
-      y, _ = layer.init_with_output(jax.random.key(0), *args, **kwargs)
+      variables = variables_of(Attention(num_heads=3), self.x)
+      y = jax.jit(layer.apply)(variables, *args, **kwargs)
     return y, [
       str(w.message) for w in caught if w.category is DeprecationWarning
     ]
@@ -488,7 +487,7 @@ class TestWarnings:
     np.testing.assert_array_equal(y, same)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
   batch=st.lists(st.integers(1, 3), max_size=2),
   q=st.integers(1, 4),
@@ -498,9 +497,10 @@ class TestWarnings:
 def test_attention_mask_has_a_pair_where_both_are(batch, q, kv, extra):
   rng = np.random.default_rng(q * 5 + kv)
   query, key = rng.random((*batch, q)) < 0.5, rng.random((*batch, kv)) < 0.5
-  mask = attention.make_attention_mask(
-    query, key, extra_batch_dims=extra, dtype=bool
+  make = functools.partial(
+    attention.make_attention_mask, extra_batch_dims=extra, dtype=bool
   )
+  mask = np.asarray(jax.jit(make)(query, key))
   assert mask.dtype == bool
   assert mask.shape == (*[1] * extra, *batch, 1, q, kv)
   expected = query[..., None, :, None] & key[..., None, None, :]
@@ -527,16 +527,11 @@ def test_combined_masks():
 def test_normalized_queries_and_keys():
   layer = Attention(num_heads=2, normalize_qk=True, use_bias=False)
   x = normal(0, 1, 3, 4)
-  variables = layer.init(jax.random.key(0), x)
-  params = variables['params']
+  params = variables_of(layer, x)['params']
   assert set(params) == {'query', 'key', 'value', 'query_ln', 'key_ln', 'out'}
   assert set(params['query_ln']) == {'scale'} and set(params['out']) == {
     'kernel'
   }
-  scaled = jax.tree_util.tree_map(lambda p: p, params)
-  scaled = {**scaled, 'key': {'kernel': 7.0 * params['key']['kernel']}}
-  np.testing.assert_allclose(
-    layer.apply({'params': params}, x),
-    layer.apply({'params': scaled}, x),
-    atol=1e-4,
-  )
+  scaled = {**params, 'key': {'kernel': 7.0 * params['key']['kernel']}}
+  apply = jax.jit(lambda params: layer.apply({'params': params}, x))
+  np.testing.assert_allclose(apply(dict(params)), apply(scaled), atol=1e-4)
