@@ -12,8 +12,8 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
-import opt_einsum
 from jax import lax
+from opt_einsum import parser
 
 from haiku_state.core import meta
 from haiku_state.linen import initializers
@@ -38,7 +38,7 @@ class PromoteDtypeFn(Protocol):
 
   def __call__(
     self, *args: jax.Array | None, dtype: Any = None, inexact: bool = True
-  ) -> list[jax.Array | None]: ...
+  ) -> list[Any]: ...
 
 
 default_kernel_init = initializers.lecun_normal()
@@ -358,9 +358,7 @@ def _einsum_bias_shapes(
 
   An ellipsis is replaced by letters first: it may stand for kernel axes.
   """
-  operands, result, _ = opt_einsum.parser.parse_einsum_input(
-    (einsum_str, inputs, kernel)
-  )
+  operands, result, _ = parser.parse_einsum_input((einsum_str, inputs, kernel))
   kernel_axes = operands.split(',')[1]
   size = dict(zip(kernel_axes, kernel.shape))
   assert len(size) == len(kernel.shape), (

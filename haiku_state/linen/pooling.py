@@ -47,25 +47,25 @@ def pool(
   """
   rank = len(window_shape)
   n_batch = inputs.ndim - (rank + 1)
-  strides = strides or (1,) * rank
-  assert rank == len(strides), f'len({window_shape}) must equal len({strides})'
-  strides = (1,) * n_batch + strides + (1,)
+  steps = strides or (1,) * rank
+  assert rank == len(steps), f'len({window_shape}) must equal len({steps})'
+  steps = (1,) * n_batch + steps + (1,)
   dims = (1,) * n_batch + window_shape + (1,)
   if n_batch == 0:
     inputs = inputs[None]
-    strides, dims = (1,) + strides, (1,) + dims
+    steps, dims = (1,) + steps, (1,) + dims
   assert inputs.ndim == len(dims), f'len({inputs.shape}) != len({dims})'
   if not isinstance(padding, str):
-    padding = tuple(map(tuple, padding))
-    assert len(padding) == rank, (
-      f'padding {padding} must specify pads for same number of dims as '
+    pads = tuple(map(tuple, padding))
+    assert len(pads) == rank, (
+      f'padding {pads} must specify pads for same number of dims as '
       f'window_shape {window_shape}'
     )
-    assert all(len(pair) == 2 for pair in padding), (
-      f'each entry in padding {padding} must be length 2'
+    assert all(len(pair) == 2 for pair in pads), (
+      f'each entry in padding {pads} must be length 2'
     )
-    padding = ((0, 0), *padding, (0, 0))
-  y = lax.reduce_window(inputs, init, reduce_fn, dims, strides, padding)
+    padding = ((0, 0), *pads, (0, 0))  # type: ignore
+  y = lax.reduce_window(inputs, init, reduce_fn, dims, steps, padding)
   return jnp.squeeze(y, axis=0) if n_batch == 0 else y
 
 

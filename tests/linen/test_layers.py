@@ -18,6 +18,7 @@ from layers_compare import (
   assert_same_leaves,
   lowered_text,
 )
+from layers_compare import quick_compilation as quick_compilation
 
 import haiku_state.linen as nn
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 from layers_compare import as_dict, assert_same_leaves, lowered_text
+from layers_compare import quick_compilation as quick_compilation
 
 import haiku_state.linen as nn
 from haiku_state.linen import linear

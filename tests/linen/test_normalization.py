@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from layers_compare import as_dict, assert_same_leaves, lowered_text
+from layers_compare import quick_compilation as quick_compilation
 
 import haiku_state.linen as nn
 
@@ -250,7 +251,7 @@ def test_false_mask_makes_nan_as_in_flax(flax_nn):
 
 
 def over_batch(layer, x, **masks):
-  """It maps a training call over the first axis; the statistics come out once."""
+  """It maps a training call over the first axis, with one result of statistics."""
 
   def step(x, masks):
     return train(layer, x, **masks)
