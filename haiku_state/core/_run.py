@@ -113,7 +113,8 @@ def execute(roots: Sequence[Scope], body: Callable[[], Any]) -> Any:
   entered = [_Entered(scope) for scope in resting]
   params = _merged(e.params for e in entered)
   state = _merged(e.state for e in entered)
-  rng = next(filter(None.__ne__, map(_rng_of, resting)), None)
+  rngs = map(_rng_of, resting)
+  rng = next((rng for rng in rngs if rng is not None), None)
   for e in entered:
     e.run.store = e.frame
   _active.runs.append(entered)
