@@ -1,0 +1,1 @@
+"""Ratios of cost beside flax.linen, plain Haiku and pure JAX."""

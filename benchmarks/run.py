@@ -1,0 +1,173 @@
+"""Prints what haiku_state costs beside flax.linen, plain Haiku and pure JAX.
+
+    python -m benchmarks.run [NAME ...] [--repeats N] [--markdown]
+
+NAME chooses workloads by a part of their name; without one, those of the first
+landing are run, `all` runs everything. Times are medians over rounds in which
+the libraries take turns, so that a busy machine slows all of them; what counts
+are the ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import re
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks.workloads import WORKLOADS, Program, Workload
+
+FIRST = ('vmapped', '20 x (D', '100 x (D', '300 x (D')
+ORACLE = 'flax.linen'
+
+
+def programs(workload: Workload) -> dict[str, Program]:
+  """Returns the forms of a workload by library, those that are there."""
+  from haiku_state import linen
+
+  found = {'haiku_state': workload.linen(linen)}
+  try:
+    from flax import linen as flax_linen
+
+    found[ORACLE] = workload.linen(flax_linen)
+  except ImportError:
+    pass
+  if workload.haiku is not None:
+    found['Haiku'] = workload.haiku()
+  if workload.pure is not None:
+    found['pure JAX'] = workload.pure()
+  return found
+
+
+def tasks(program: Program, inputs: Any) -> dict[str, Callable[[], Any]]:
+  """Returns what is timed for one program, ready to be called."""
+  key = jax.random.key(0)
+  variables = program.init(key, *inputs)
+
+  def step(variables, *inputs):
+    def loss(variables):
+      y, updates = program.apply(variables, *inputs)
+      return jnp.sum(y**2), updates
+
+    return jax.value_and_grad(loss, has_aux=True, allow_int=True)(variables)
+
+  compiled = jax.jit(step).lower(variables, *inputs).compile()
+  # A new function each time: JAX keeps what it has traced.
+  return {
+    'init trace': lambda: jax.make_jaxpr(lambda k: program.init(k, *inputs))(
+      key
+    ),
+    'apply trace': lambda: jax.make_jaxpr(
+      lambda v: program.apply(v, *inputs)
+    )(variables),
+    'un-jitted apply': lambda: jax.block_until_ready(
+      program.apply(variables, *inputs)
+    ),
+    'jitted step': lambda: jax.block_until_ready(compiled(variables, *inputs)),
+    'compile': lambda: (
+      jax.jit(lambda *a: step(*a)).lower(variables, *inputs).compile()
+    ),
+  }
+
+
+def lowered(program: Program, inputs: Any) -> str:
+  """Returns the lowered text of a training step, without its name."""
+  variables = program.init(jax.random.key(0), *inputs)
+
+  def step(variables, *inputs):
+    def loss(variables):
+      y, updates = program.apply(variables, *inputs)
+      return jnp.sum(y**2), updates
+
+    return jax.value_and_grad(loss, has_aux=True, allow_int=True)(variables)
+
+  return jax.jit(step).lower(variables, *inputs).as_text()
+
+
+def operations(text: str) -> int:
+  """Returns the number of operations in a lowered text."""
+  return len(re.findall(r'= "?(stablehlo|chlo)\.', text))
+
+
+def measure(
+  timed: dict[str, Callable[[], Any]], repeats: int
+) -> dict[str, float]:
+  """Returns median times in seconds; the libraries take turns."""
+  times: dict[str, list[float]] = {name: [] for name in timed}
+  for fn in timed.values():
+    fn()
+  for _ in range(repeats):
+    for name, fn in timed.items():
+      gc.collect()
+      start = time.perf_counter()
+      fn()
+      times[name].append(time.perf_counter() - start)
+  return {name: statistics.median(t) for name, t in times.items()}
+
+
+def rows(name: str, workload: Workload, repeats: int) -> list[list[str]]:
+  """Returns the rows of the table for one workload."""
+  forms = programs(workload)
+  of = {lib: tasks(p, workload.inputs) for lib, p in forms.items()}
+  base = ORACLE if ORACLE in forms else 'haiku_state'
+  result = []
+  for task in of['haiku_state']:
+    count = max(2, repeats // 3) if task == 'compile' else repeats
+    times = measure({lib: t[task] for lib, t in of.items()}, count)
+    row = [name, task, f'{times[base] * 1e3:.2f} ms']
+    for lib in ('haiku_state', 'Haiku', 'pure JAX'):
+      ratio = f'{times[lib] / times[base]:.2f}' if lib in times else ''
+      row.append(ratio)
+    result.append(row)
+  texts = {lib: lowered(p, workload.inputs) for lib, p in forms.items()}
+  same = 'identical' if texts['haiku_state'] == texts[base] else 'DIFFERENT'
+  counts = {lib: str(operations(text)) for lib, text in texts.items()}
+  result.append(
+    [
+      name,
+      f'lowered operations ({same})',
+      counts[base],
+      *(counts.get(lib, '') for lib in ('haiku_state', 'Haiku', 'pure JAX')),
+    ]
+  )
+  return result
+
+
+def show(table: list[list[str]], markdown: bool) -> None:
+  """Prints a table."""
+  head = ['workload', 'what', ORACLE, 'haiku_state', 'Haiku', 'pure JAX']
+  if markdown:
+    for row in [head, ['---'] * len(head), *table]:
+      print('| ' + ' | '.join(row) + ' |')
+    return
+  widths = [max(len(r[i]) for r in [head, *table]) for i in range(len(head))]
+  for row in [head, *table]:
+    print('  '.join(cell.ljust(width) for cell, width in zip(row, widths)))
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('names', nargs='*', default=list(FIRST))
+  parser.add_argument('--repeats', type=int, default=9)
+  parser.add_argument('--markdown', action='store_true')
+  options = parser.parse_args()
+  chosen = [
+    name
+    for name in WORKLOADS
+    if 'all' in options.names or any(part in name for part in options.names)
+  ]
+  print(f'{jax.devices()[0].device_kind}, jax {jax.__version__}')
+  print(f'Ratios to {ORACLE}, whose own figure is in its column.')
+  for name in chosen:
+    show(rows(name, WORKLOADS[name](), options.repeats), options.markdown)
+    print(flush=True)
+
+
+if __name__ == '__main__':
+  main()
