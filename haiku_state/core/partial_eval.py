@@ -16,7 +16,7 @@ class DependsOnInput(Exception):
   """A result depends on the value of an input of which only the type is known.
 
   Args:
-    aval: the type of the input.
+    aval: the type of the result.
   """
 
   def __init__(self, aval: Any):
@@ -37,25 +37,39 @@ def eval_known(fn: Callable[..., Any], *types: Any) -> Any:
   Raises:
     DependsOnInput: a result depends on an input.
   """
+  leaves: list[Any] = []
   out_tree: Any = None
 
   def flat(*args):
-    nonlocal out_tree
-    out, out_tree = jax.tree.flatten(fn(*args))
-    return out
+    nonlocal leaves, out_tree
+    leaves, out_tree = jax.tree.flatten(fn(*args))
+    # What is a value already stays as it is, a Python number for example.
+    return [x for x in leaves if isinstance(x, jax.core.Tracer)]
 
   closed = jax.make_jaxpr(flat)(*types)
   jaxpr = closed.jaxpr
+  _check_known(jaxpr)
   eqns = _needed_eqns(jaxpr)
-  inputs = set(jaxpr.invars)
-  used = [v for eqn in eqns for v in eqn.invars] + list(jaxpr.outvars)
-  for v in used:
-    if not isinstance(v, jex_core.Literal) and v in inputs:
-      raise DependsOnInput(v.aval)
   known = jex_core.ClosedJaxpr(jaxpr.replace(eqns=eqns), closed.consts)
   # The inputs are not used, so what stands for them does not matter.
-  out = jex_core.jaxpr_as_fun(known)(*(0 for _ in jaxpr.invars))
-  return jax.tree.unflatten(out_tree, out)
+  out = iter(jex_core.jaxpr_as_fun(known)(*(0 for _ in jaxpr.invars)))
+  leaves = [next(out) if isinstance(x, jax.core.Tracer) else x for x in leaves]
+  return jax.tree.unflatten(out_tree, leaves)
+
+
+def _check_known(jaxpr: jex_core.Jaxpr) -> None:
+  """Raises if an output depends on an input."""
+
+  def is_unknown(v):
+    return not isinstance(v, jex_core.Literal) and v in unknown
+
+  unknown = set(jaxpr.invars)
+  for eqn in jaxpr.eqns:
+    if any(map(is_unknown, eqn.invars)):
+      unknown.update(eqn.outvars)
+  for v in jaxpr.outvars:
+    if is_unknown(v):
+      raise DependsOnInput(v.aval)
 
 
 def _needed_eqns(jaxpr: jex_core.Jaxpr) -> list[Any]:
