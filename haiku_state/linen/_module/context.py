@@ -36,6 +36,10 @@ class _Context(threading.local):
     self.interceptors: list[Interceptor] = []
     self.call_infos: list[CallInfos] = []
 
+  def __reduce__(self) -> str:
+    # By its name: the methods of a class that is pickled by value refer to it.
+    return 'context'
+
 
 @dataclasses.dataclass(frozen=True)
 class InterceptorContext:
