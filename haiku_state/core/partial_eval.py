@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.extend import core as jex_core
 
 from haiku_state import errors
@@ -53,7 +54,11 @@ def eval_known(fn: Callable[..., Any], *types: Any) -> Any:
   known = jex_core.ClosedJaxpr(jaxpr.replace(eqns=eqns), closed.consts)
   # The inputs are not used, so what stands for them does not matter.
   out = iter(jex_core.jaxpr_as_fun(known)(*(0 for _ in jaxpr.invars)))
-  leaves = [next(out) if isinstance(x, jax.core.Tracer) else x for x in leaves]
+  # A literal of the jaxpr is of a type of JAX's own.
+  leaves = [
+    jnp.asarray(next(out)) if isinstance(x, jax.core.Tracer) else x
+    for x in leaves
+  ]
   return jax.tree.unflatten(out_tree, leaves)
 
 
