@@ -133,6 +133,10 @@ def to_haiku(
   return params, state
 
 
+# In a tree of names, the leaf of a parameter that is None: Haiku has no such.
+NONE = 'none'
+
+
 class FrozenNode(dict):
   """A level of names whose values the user gave as a FrozenDict."""
 
@@ -150,7 +154,7 @@ def spread(
 
   Returns:
     `(params, state, names)`. `names` has a dict for each level of a collection
-    and `True` for each leaf.
+    and `True` for each leaf, or `NONE`.
   """
   params: Bundles = {}
   state: Bundles = {}
@@ -168,11 +172,11 @@ def spread(
       target, key = state, functools.partial(state_key, col)
       if not tree:
         state.setdefault(root, {})[f'{escape_key(col)}:'] = {}
-    _spread_level(tree, root, target, key, node, root)
+    _spread_level(tree, root, target, key, node, root, params)
   return params, state, names
 
 
-def _spread_level(tree, path, target, key, node, root) -> None:
+def _spread_level(tree, path, target, key, node, root, params) -> None:
   """Puts the leaves of one level into their bundle, and goes below."""
   bundle = None
   for name, value in tree.items():
@@ -182,13 +186,16 @@ def _spread_level(tree, path, target, key, node, root) -> None:
         below = name[1:]
       else:
         below = f'{path}/{escape_module(name)}'
-      _spread_level(value, below, target, key, child, root)
+      _spread_level(value, below, target, key, child, root, params)
     else:
       # An empty dict is a leaf: Haiku's two levels cannot show it otherwise.
       if bundle is None:
         bundle = target.setdefault(path, {})
       bundle[key(name)] = value
-      node[name] = True if not isinstance(value, _MAPPINGS) else type(node)()
+      if isinstance(value, _MAPPINGS):
+        node[name] = type(node)()
+      else:
+        node[name] = NONE if value is None and target is params else True
 
 
 def from_haiku(
@@ -517,7 +524,7 @@ def run_init(
   rng: Any,
   body: Callable[[], Any],
   note: Callable[[str, str, bool], None],
-) -> tuple[Any, Bundles, Bundles]:
+) -> tuple[Any, Bundles, Bundles, Bundles]:
   """Runs `body` where parameters may be added.
 
   Haiku adds parameters only in `init`, which starts from nothing, returns the
@@ -533,7 +540,7 @@ def run_init(
       parameter.
 
   Returns:
-    The output, the parameters and the state.
+    The output, the parameters, the state, and the first value of each state.
   """
   out: Any = None
   last_state: Bundles = {}
@@ -568,8 +575,8 @@ def run_init(
       out = body()
     last_state = hk.get_current_state()
 
-  made, _ = _RUN.init(rng, whole)
-  return out, made, last_state
+  made, first_state = _RUN.init(rng, whole)
+  return out, made, last_state, first_state
 
 
 def _put_params(bundle: Mapping[str, Any]) -> None:

@@ -121,7 +121,12 @@ def execute(roots: Sequence[Scope], body: Callable[[], Any]) -> Any:
   try:
     if any(e.mutable('params') for e in entered):
       note = functools.partial(_note, entered)
-      out, params, state = _haiku.run_init(params, state, rng, body, note)
+      out, params, state, first = _haiku.run_init(
+        params, state, rng, body, note
+      )
+      for e in entered:
+        if e.initializing:
+          e.frame.take_first(state, first)
     else:
       out, state = _haiku.run_apply(params, state, rng, body)
   finally:
@@ -150,6 +155,7 @@ class _Entered:
     self.run = scope._run
     self.rest: Any = self.run.store
     self.filter = scope.mutable
+    self.initializing = scope.get_flag('initializing', False)
     self.root = self.run.haiku_root
     self.params, self.state, names = _haiku.spread(
       self.rest.tree, self.root, self.mutable

@@ -135,7 +135,9 @@ class InRun(_Tree):
 
   A level of names is a dict, a leaf is `True`, or `_IN_STATE` for a parameter
   that was overwritten: Haiku's parameters do not change, so its new value is
-  state, which wins over the parameter when the run is over.
+  state, which wins over the parameter when the run is over. A name may be that
+  of a value which is gone: `hk.eval_shape`, for one, lets go of what is made in
+  it.
   """
 
   def __init__(self, names: dict[str, Any]):
@@ -143,10 +145,17 @@ class InRun(_Tree):
     # What a new value has put out of the tree, by bundle and key.
     self.dropped: set[tuple[str, str]] = set()
     self.touched: Touched = set()
+    # State that Haiku's modules made, by bundle and key.
+    self.by_haiku: set[tuple[str, str]] = set()
+    # Whether there is any name that was not there at the start.
+    self.grew = False
 
   def note(self, root: str, path: str, key: str, is_param: bool) -> None:
     """Takes the name of a variable that Haiku has made into the tree."""
+    self.grew = True
     col, names, name = _haiku.place_of(root, path, key, is_param)
+    if col == _haiku.HAIKU_COLLECTION:
+      self.by_haiku.add((path, key))
     level = self.tree.setdefault(col, {})
     for below in names:
       level = level.setdefault(below, {})
@@ -155,11 +164,34 @@ class InRun(_Tree):
     if name is not None:
       level.setdefault(name, True)
 
+  def take_first(self, state: _haiku.Bundles, first: _haiku.Bundles) -> None:
+    """Puts back the first values of state that Haiku's modules made.
+
+    That is what Haiku returns when it initializes; its modules count on it.
+    """
+    for path, key in self.by_haiku:
+      if key in first.get(path, _NOTHING):
+        state[path][key] = first[path][key]
+
+  def has(self, scope: Scope, col: str, name: str) -> bool:
+    leaf = self.level(scope, col).get(name)
+    if leaf is None or not self.grew:
+      return leaf is not None
+    try:
+      value = self._read(scope.haiku_path, col, name, leaf)
+    except _haiku.Missing:
+      return False
+    # A level is there if anything below it is, or if it was empty.
+    return not isinstance(leaf, dict) or not leaf or bool(value)
+
   def get(self, scope: Scope, col: str, name: str, default: Any = None) -> Any:
     leaf = self.level(scope, col).get(name)
     if leaf is None:
       return default
-    return self._read(scope.haiku_path, col, name, leaf)
+    try:
+      return self._read(scope.haiku_path, col, name, leaf)
+    except _haiku.Missing:
+      return default
 
   def _read(self, path: str, col: str, name: str, leaf: Any) -> Any:
     if isinstance(leaf, dict):
@@ -167,12 +199,11 @@ class InRun(_Tree):
       value = self._read_level(below, col, leaf)
       is_frozen = isinstance(leaf, _haiku.FrozenNode)
       return FrozenDict(value) if is_frozen else value
+    if leaf is _haiku.NONE:
+      return None
     if col != 'params' or leaf is _IN_STATE:
-      return _haiku.read_state(path, _haiku.state_key(col, name))
-    try:
-      return _haiku.read_any_param(path, _haiku.escape_key(name))
-    except _haiku.Missing:
-      return None  # Haiku has no parameters that are None.
+      return _haiku.find_state(path, _haiku.state_key(col, name))
+    return _haiku.read_any_param(path, _haiku.escape_key(name))
 
   def _read_level(
     self, path: str, col: str, level: dict[str, Any]
@@ -180,13 +211,17 @@ class InRun(_Tree):
     """Returns all values below a module, entering each module once."""
 
     def read_here():
-      return {n: read(n, leaf) for n, leaf in level.items()}
+      return {n: x for n, leaf in level.items() for x in read(n, leaf)}
 
     def read(name, leaf):
-      if not isinstance(leaf, dict):
-        return self._read(path, col, name, leaf)
-      below = f'{path}/{_haiku.escape_module(name)}'
-      return self._read_level(below, col, leaf)
+      if isinstance(leaf, dict):
+        below = f'{path}/{_haiku.escape_module(name)}'
+        value = self._read_level(below, col, leaf)
+        return (value,) if value or not leaf else ()
+      try:
+        return (self._read(path, col, name, leaf),)
+      except _haiku.Missing:
+        return ()
 
     return _haiku.at(path, read_here) if level else {}
 
@@ -237,6 +272,7 @@ class InRun(_Tree):
     self._put_leaf(path, level, col, name, value, leaf)
 
   def _put_leaf(self, path, level, col, name, value, leaf) -> None:
+    self.grew = True
     key = _haiku.state_key(col, name)
     was_dropped = (path, key) in self.dropped  # Haiku still has its value.
     self.dropped.discard((path, key))
@@ -252,6 +288,7 @@ class InRun(_Tree):
       _haiku.new_state(path, key, value)
     else:
       _haiku.write_state(path, key, value)
+    self.by_haiku.discard((path, key))
     level[name] = _IN_STATE if col == 'params' else True
 
   def _drop(self, path: str, col: str, name: str) -> None:
@@ -272,13 +309,16 @@ class InRun(_Tree):
       return self._new_param(scope, name, init_fn, args, kwargs)
     path = scope.haiku_path
     want = expected_shapes(init_fn, args, kwargs)
-    if want.dtype is not None and leaf is True:
-      key = _haiku.escape_key(name)
-      try:
-        return _haiku.read_param(path, key, want.shapes[0], want.dtype)
-      except (ValueError, AttributeError, _haiku.Missing):
-        pass  # Another shape, or no array: the checks below tell which.
-    value = self._read(path, 'params', name, leaf)
+    try:
+      if want.dtype is not None and leaf is True:
+        key = _haiku.escape_key(name)
+        try:
+          return _haiku.read_param(path, key, want.shapes[0], want.dtype)
+        except (ValueError, AttributeError):
+          pass  # Another shape, or no array: the checks below tell which.
+      value = self._read(path, 'params', name, leaf)
+    except _haiku.Missing:
+      return self._new_param(scope, name, init_fn, args, kwargs)
     check_shapes(scope, name, value, init_fn, args, kwargs)
     return value
 
@@ -295,6 +335,7 @@ class InRun(_Tree):
       and (path, key) not in self.dropped
     ):
       level[name] = True
+      self.grew = True
       self.touched.add((path, name))
       return _haiku.new_param(path, key, value, make)
     self._put(path, level, 'params', name, value, None)
@@ -330,20 +371,18 @@ class InRun(_Tree):
 _IN_STATE = 'state'
 
 
-def _add_levels(level: dict[str, Any], names: dict[str, Any]) -> None:
-  for name, below in names.items():
-    if isinstance(below, dict):
-      _add_levels(level.setdefault(name, {}), below)
-
-
 def _in_order(level: dict[str, Any], names: dict[str, Any]) -> dict[str, Any]:
   """Returns a level in the order of its names; Haiku's own values come last."""
-  ordered = {
-    name: _in_order(level.get(name, {}), below)
-    if isinstance(below, dict)
-    else level.get(name)
-    for name, below in names.items()
-  }
+  ordered: dict[str, Any] = {}
+  for name, below in names.items():
+    if isinstance(below, dict):
+      found = _in_order(level.get(name, {}), below)
+      if found or not below:
+        ordered[name] = found
+    elif name in level:
+      ordered[name] = level[name]
+    elif below is _haiku.NONE:
+      ordered[name] = None
   for name, value in level.items():
     ordered.setdefault(name, value)
   return ordered
