@@ -259,10 +259,10 @@ class RMSNorm(Module):
   >>> import jax, jax.numpy as jnp
   >>> import haiku_state.linen as nn
   >>> y, variables = nn.RMSNorm().init_with_output(
-  ...   jax.random.key(0), jnp.array([[1.0, 7.0]])
+  ...   jax.random.key(0), jnp.array([[2.0, -2.0], [30.0, 30.0]])
   ... )
   >>> y.round(3).tolist()
-  [[0.2, 1.4]]
+  [[1.0, -1.0], [1.0, 1.0]]
 
   Attributes:
     epsilon: number added to the mean square.

@@ -51,7 +51,8 @@ def initialized(row, namespace):
 
 def forward(layer, row, dtype=jnp.float32):
   """It returns a function (variables, *args) to (output, updates)."""
-  kwargs, keys = row.call_kwargs(dtype), row.keys()
+  kwargs = row.call_kwargs(dtype)
+  keys = {name: row.keys()[name] for name in row.rngs}
 
   def run(variables, *args):
     return layer.apply(
