@@ -368,8 +368,11 @@ def _release(chain: Callable[..., Any]) -> None:
   would keep that, and the tracers that it reaches, until garbage is collected.
   """
   for cell in chain.__closure__ or ():
-    if cell.cell_contents is chain:
-      del cell.cell_contents
+    try:
+      if cell.cell_contents is chain:
+        del cell.cell_contents
+    except ValueError:
+      pass  # A run inside of this one has freed it.
 
 
 def read_any_param(path: str, key: str) -> Any:
