@@ -1,0 +1,256 @@
+"""Imports go one way, and reach nothing that a user need not have.
+
+A new file must be entered in `LAYERS`: where it stands is a decision.
+"""
+
+import ast
+import dataclasses
+import pathlib
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+import haiku_state
+
+ROOT = pathlib.Path(haiku_state.__file__).parent
+
+# A module imports, when it is imported itself, only what stands before it.
+LAYERS = {
+  'words': 'errors configurations typing ids',
+  'trees': 'serialization struct core.frozen_dict traverse_util cursor',
+  'arrays': 'jax_utils io traceback_util',
+  'below the scope': """
+    core.filters core.tracers core.keys core.meta core.partial_eval core.spmd
+    core._shapes core.axes_scan core._haiku core._store core._run""",
+  'scope': 'core.scope core.variables',
+  'lift': """
+    core._lift core._lift.packing core._lift.autodiff core._lift.caching
+    core._lift.collections core._lift.mapping core._lift.control core.lift""",
+  'core': 'core',
+  'module': """
+    linen.kw_only_dataclasses linen._module linen._module.context
+    linen._module.fields linen._module.haiku_binding linen._module.repr
+    linen._module.state linen._module.submodules linen._module.methods
+    linen._module.metaclass linen._module.calls linen.module""",
+  'transforms': 'linen._module.lifting linen.transforms',
+  'layers': """
+    linen.dtypes linen.initializers linen.activation linen.batch_apply
+    linen.combinators linen.linear linen.fp8_ops linen.normalization
+    linen.pooling linen.stochastic linen.attention linen.recurrent linen.spmd
+    linen.partitioning linen.summary linen.experimental
+    linen.experimental.layers_with_named_axes linen""",
+  'training': """
+    training training.common_utils training.dynamic_scale
+    training.early_stopping training.lr_schedule training.prefetch_iterator
+    training.train_state training._checkpoint_paths
+    training._checkpoint_commit training._multiprocess_arrays training._orbax
+    training.orbax_utils training.checkpoints""",
+  'optim': """
+    optim._definition optim._multi_optimizer optim._optimizer optim.base
+    optim._optax optim.adabelief optim.adadelta optim.adafactor optim.adagrad
+    optim.adam optim.dynamic_scale optim.lamb optim.lars optim.momentum
+    optim.rmsprop optim.sgd optim.weight_norm optim""",
+  'port': """
+    port._names port._documents port._expects port._hook port._run port._cli
+    port __main__""",
+  'all': 'haiku_state',
+}
+ORDER = [name for names in LAYERS.values() for name in names.split()]
+
+# Looked up when they are used: these stand above the module that uses them.
+LAZY = {
+  ('linen.module', 'linen.summary'),
+  ('linen._module.methods', 'linen.summary'),
+  ('optim._definition', 'optim.base'),
+  ('typing', 'core.frozen_dict'),
+}
+
+# All that a package which stands apart may use of ours.
+APART = {
+  'optim': {
+    'serialization',
+    'struct',
+    'traverse_util',
+    'core.frozen_dict',
+    'training.dynamic_scale',
+  },
+  'port': {'configurations'},
+}
+
+# All files that know Haiku.
+KNOWS_HAIKU = {
+  'core._haiku',
+  'core._run',
+  'linen.module',
+  'linen._module.haiku_binding',
+  'linen._module.metaclass',
+  'linen._module.methods',
+}
+
+# What jax, dm-haiku and optax bring along.
+RUN_TIME = {'jax', 'jaxlib', 'haiku', 'optax', 'numpy', 'absl', 'opt_einsum'}
+
+
+@dataclasses.dataclass(frozen=True)
+class Import:
+  """One name that a file imports.
+
+  Attributes:
+    name: the module, as far as it is one.
+    lazy: whether it is imported in a function, or guarded by `try`.
+    for_types: whether only type checkers import it.
+  """
+
+  name: str
+  lazy: bool
+  for_types: bool
+
+
+def modules() -> dict[str, pathlib.Path]:
+  """It returns the files of the package by the names in `LAYERS`."""
+  found = {}
+  for path in ROOT.rglob('*.py'):
+    parts = path.relative_to(ROOT).with_suffix('').parts
+    if parts[-1] == '__init__':
+      parts = parts[:-1]
+    found['.'.join(parts) or 'haiku_state'] = path
+  return found
+
+
+MODULES = modules()
+
+
+def short(name: str) -> str:
+  return name.removeprefix('haiku_state.')
+
+
+def imports(tree: ast.AST, lazy=False, for_types=False) -> list[Import]:
+  found = []
+  for node in ast.iter_child_nodes(tree):
+    if isinstance(node, ast.Import):
+      names = [alias.name for alias in node.names]
+    elif isinstance(node, ast.ImportFrom):
+      assert node.level == 0, 'imports are absolute'
+      assert node.module is not None
+      inner = [f'{node.module}.{alias.name}' for alias in node.names]
+      names = [n if short(n) in MODULES else node.module for n in inner]
+    elif isinstance(node, ast.If) and 'TYPE_CHECKING' in ast.dump(node.test):
+      found += imports(ast.Module(node.body, []), lazy, True)
+      found += imports(ast.Module(node.orelse, []), lazy, for_types)
+      continue
+    else:
+      later = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Try))
+      found += imports(node, lazy or later, for_types)
+      continue
+    found += [Import(name, lazy, for_types) for name in names]
+  return found
+
+
+IMPORTS = {
+  name: imports(ast.parse(path.read_text())) for name, path in MODULES.items()
+}
+
+
+def ours(name: str) -> list[tuple[str, bool]]:
+  """It returns the modules of ours that one uses, and whether it is lazy."""
+  return [
+    (short(found.name), found.lazy)
+    for found in IMPORTS[name]
+    if found.name.split('.')[0] == 'haiku_state' and not found.for_types
+  ]
+
+
+def test_every_file_is_in_the_table():
+  assert len(set(ORDER)) == len(ORDER)
+  assert set(MODULES) == set(ORDER), (
+    'enter new files of the package in LAYERS, in tests/test_imports.py'
+  )
+
+
+@pytest.mark.parametrize('name', sorted(MODULES))
+def test_imports_go_one_way(name):
+  before = set(ORDER[: ORDER.index(name)])
+  for used, lazy in ours(name):
+    if (name, used) not in LAZY or not lazy:
+      assert used in before, f'{name} imports {used}, which is not before it'
+
+
+def test_lazy_imports_are_those_of_the_table():
+  upward = {
+    (name, used)
+    for name in MODULES
+    for used, lazy in ours(name)
+    if lazy and ORDER.index(used) > ORDER.index(name)
+  }
+  assert upward == LAZY
+
+
+@pytest.mark.parametrize('package', APART)
+def test_packages_that_stand_apart(package):
+  for name in MODULES:
+    if name.split('.')[0] == package:
+      used = {u for u, _ in ours(name) if u.split('.')[0] != package}
+      assert used <= APART[package], name
+
+
+def test_few_files_know_haiku():
+  found = {
+    name
+    for name in MODULES
+    if any(i.name.split('.')[0] == 'haiku' for i in IMPORTS[name])
+  }
+  assert found == KNOWS_HAIKU
+
+
+@pytest.mark.parametrize('name', sorted(MODULES))
+def test_nothing_private_and_no_flax(name):
+  for found in IMPORTS[name]:
+    parts = found.name.split('.')
+    assert parts[0] != 'flax', found
+    assert '_src' not in parts, found
+    if parts[0] not in {'haiku_state', *sys.stdlib_module_names}:
+      assert parts[0] in RUN_TIME or found.lazy or found.for_types, (
+        f'{found.name} is not there at run time: import it where it is used'
+      )
+  # Nor by way of an attribute, as in `jax._src.core`.
+  tree = ast.parse(MODULES[name].read_text())
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Attribute):
+      assert node.attr != '_src', f'line {node.lineno}'
+
+
+def test_extras_are_not_needed_to_import_the_package():
+  names = ['haiku_state.' + n for n in ORDER if n not in ('haiku_state',)]
+  names = [n for n in names if not n.endswith('__main__')]
+  extras = sorted(
+    {
+      i.name.split('.')[0]
+      for found in IMPORTS.values()
+      for i in found
+      if i.name.split('.')[0]
+      not in {'haiku_state', *RUN_TIME, *sys.stdlib_module_names}
+    }
+    | {'flax', 'msgpack', 'orbax', 'rich', 'matplotlib', 'tqdm', 'tensorflow'}
+  )
+  program = f"""
+    import importlib
+    import sys
+
+    class Refuse:
+      def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] in {extras}:
+          raise ImportError(f'{{name}} is refused')
+
+    sys.meta_path.insert(0, Refuse())
+    for name in {names}:
+      importlib.import_module(name)
+    import haiku_state.linen as nn, jax, jax.numpy as jnp
+    x = jnp.ones((1, 2))
+    variables = nn.Dense(3).init(jax.random.key(0), x)
+    assert nn.Dense(3).apply(variables, x).shape == (1, 3)
+    refused = [n for n in sys.modules if n.split('.')[0] in {extras}]
+    assert not refused, refused
+  """
+  subprocess.run([sys.executable, '-c', textwrap.dedent(program)], check=True)
