@@ -1,0 +1,279 @@
+"""The programs in documents: their blocks, each with its lines.
+
+reStructuredText, Markdown and notebooks hold programs in pieces. A block keeps
+the lines of the document, so that tracebacks show them.
+"""
+
+from __future__ import annotations
+
+import ast
+import doctest
+import json
+import pathlib
+import re
+import textwrap
+from collections.abc import Iterator
+from typing import NamedTuple
+
+SUFFIXES = {
+  '.rst': 'rst',
+  '.rest': 'rst',
+  '.txt': 'rst',
+  '.md': 'markdown',
+  '.markdown': 'markdown',
+  '.ipynb': 'notebook',
+}
+
+
+class DocumentError(ValueError):
+  """A file that is no program and no document with one."""
+
+
+class Block(NamedTuple):
+  """A piece of a program.
+
+  Attributes:
+    source: its text, not indented.
+    filename: what tracebacks call it.
+    line: the line in that file where it begins, from 1.
+    where: how people are told where it is.
+    doctest: whether it consists of `>>>` examples.
+  """
+
+  source: str
+  filename: str
+  line: int
+  where: str
+  doctest: bool
+
+
+def read_blocks(path: str | pathlib.Path) -> list[Block]:
+  """It returns the blocks of a document, or a script as one block.
+
+  Args:
+    path: the file. Its suffix says what it is.
+
+  Raises:
+    DocumentError: the file cannot be read as what its suffix says, or has no
+      program in it.
+  """
+  path = pathlib.Path(path)
+  text = read_text(path)
+  kind = SUFFIXES.get(path.suffix.lower())
+  if kind is None:
+    return [Block(text, str(path), 1, str(path), False)]
+  find = {'rst': _rst, 'markdown': _markdown, 'notebook': _notebook}[kind]
+  blocks = list(find(text, str(path)))
+  if not blocks:
+    raise DocumentError(
+      f'{path}: there is no program in it. {_LOOKED_FOR[kind]}'
+    )
+  return blocks
+
+
+_LOOKED_FOR = {
+  'rst': (
+    'Expected a directive testsetup, testcode, doctest or'
+    ' code-block:: python, or an example with >>>.'
+  ),
+  'markdown': 'Expected a fence that begins with ```python.',
+  'notebook': 'Expected a cell of code.',
+}
+
+
+def read_text(path: pathlib.Path) -> str:
+  """It returns the text of a file.
+
+  Raises:
+    DocumentError: it cannot be read, or is no text.
+  """
+  try:
+    if path.suffix == '.py':
+      import tokenize
+
+      with tokenize.open(path) as file:
+        return file.read()
+    return path.read_text(encoding='utf-8-sig')
+  except OSError as e:
+    raise DocumentError(f'{path}: {e.strerror or e}') from e
+  except (UnicodeDecodeError, SyntaxError) as e:
+    raise DocumentError(f'{path}: it is no text, so no program: {e}') from e
+
+
+def _block(lines: list[str], first: int, filename: str) -> Block | None:
+  """Returns lines of a document as a block, None if there is nothing."""
+  while lines and not lines[0].strip():
+    lines, first = lines[1:], first + 1
+  source = textwrap.dedent('\n'.join(lines)).rstrip() + '\n'
+  if not source.strip():
+    return None
+  last = first + source.count('\n') - 1
+  where = f'{filename}, lines {first} to {last}'
+  is_doctest = any(line.startswith('>>> ') for line in source.split('\n'))
+  return Block(source, filename, first, where, is_doctest)
+
+
+# --- reStructuredText --------------------------------------------------------
+
+_DIRECTIVE = re.compile(r'^(\s*)\.\. ([\w-]+)::[ \t]*(.*?)\s*$')
+_CODE = ('code-block', 'code', 'sourcecode', 'codeblock')
+_RUN = ('testsetup', 'testcode', 'doctest')
+_PYTHON = frozenset(
+  ('python', 'python3', 'py', 'py3', 'pycon', 'python-console', 'ipython')
+  + ('ipython3', '{code-cell}', '{testcode}', '{testsetup}', '{doctest}')
+)
+_OPTION = re.compile(r'^\s*:[\w-]+:')
+
+
+def _rst(text: str, filename: str) -> Iterator[Block]:
+  lines = text.split('\n')
+  i = 0
+  while i < len(lines):
+    match = _DIRECTIVE.match(lines[i])
+    if match is None:
+      if lines[i].lstrip().startswith('>>> '):
+        end = _paragraph_end(lines, i)
+        block = _block(lines[i:end], i + 1, filename)
+        if block is not None:
+          yield block
+        i = end
+      else:
+        i += 1
+      continue
+    indent, name, argument = match.groups()
+    end = _body_end(lines, i + 1, len(indent))
+    runs = name in _RUN or (
+      name in _CODE and argument.lower().split(' ')[0] in _PYTHON
+    )
+    if runs:
+      begin = i + 1
+      while begin < end and _OPTION.match(lines[begin]):
+        begin += 1
+      block = _block(lines[begin:end], begin + 1, filename)
+      if block is not None:
+        yield block
+    # What is in a note or a tab is looked at for itself.
+    other = name in (*_CODE, 'testoutput', 'testcleanup', 'math', 'raw')
+    i = end if runs or other else i + 1
+
+
+def _paragraph_end(lines: list[str], i: int) -> int:
+  while i < len(lines) and lines[i].strip():
+    i += 1
+  return i
+
+
+def _body_end(lines: list[str], i: int, indent: int) -> int:
+  """Returns the line after the indented body of a directive."""
+  end = i
+  for j in range(i, len(lines)):
+    line = lines[j]
+    if not line.strip():
+      continue
+    if len(line) - len(line.lstrip()) <= indent:
+      break
+    end = j + 1
+  return end
+
+
+# --- Markdown ----------------------------------------------------------------
+
+_FENCE = re.compile(r'^(\s*(?:>\s*)?)(`{3,}|~{3,})\s*([^`\s]*).*$')
+
+
+def _markdown(text: str, filename: str) -> Iterator[Block]:
+  lines = text.split('\n')
+  i = 0
+  while i < len(lines):
+    match = _FENCE.match(lines[i])
+    i += 1
+    if match is None:
+      continue
+    fence, language = match.group(2), match.group(3).lower()
+    begin = i
+    while i < len(lines) and not _closes(lines[i], fence):
+      i += 1
+    # `python title="x"`, and `python,ignore`.
+    if language.split(',')[0] in _PYTHON:
+      body_begin = begin
+      while body_begin < i and _OPTION.match(lines[body_begin]):
+        body_begin += 1
+      block = _block(lines[body_begin:i], body_begin + 1, filename)
+      if block is not None:
+        yield block
+    i += 1
+
+
+def _closes(line: str, fence: str) -> bool:
+  line = line.strip().lstrip('>').strip()
+  return set(line) == {fence[0]} and len(line) >= len(fence)
+
+
+# --- Notebooks ---------------------------------------------------------------
+
+
+def _notebook(text: str, filename: str) -> Iterator[Block]:
+  try:
+    cells = json.loads(text)['cells']
+  except json.JSONDecodeError as e:
+    raise DocumentError(f'{filename}: it is no notebook: {e}') from e
+  except (KeyError, TypeError) as e:
+    raise DocumentError(
+      f'{filename}: it is no notebook of format 4: there is no list "cells".'
+    ) from e
+  for number, cell in enumerate(cells, 1):
+    if cell.get('cell_type') != 'code':
+      continue
+    source = cell.get('source', '')
+    source = without_magics(
+      source if isinstance(source, str) else ''.join(source)
+    )
+    if source.strip():
+      where = f'{filename}, cell {number}'
+      yield Block(source, f'{filename}[{number}]', 1, where, False)
+
+
+_CELL_MAGIC = re.compile(r'\s*%%(\w*)')
+_MAGIC = re.compile(r'^([ \t]*)([%!?]|[\w.]+\?\??$)(.*)$', re.M)
+
+
+def without_magics(source: str) -> str:
+  """It returns a cell whose magics are comments, line by line.
+
+  `%%time` and the like are taken off a cell of Python; a cell in another
+  language (`%%bash`) becomes comments.
+  """
+  cell_magic = _CELL_MAGIC.match(source)
+  if cell_magic:
+    if cell_magic.group(1) not in _TIMERS:
+      return re.sub(r'^.', '#', source, flags=re.M)
+    source = source.replace('%%', '##', 1)
+  try:
+    ast.parse(source)
+  except SyntaxError:
+    return _MAGIC.sub(_comment, source)
+  return source  # A line of Python may begin with `%`, in brackets.
+
+
+def _comment(match: re.Match[str]) -> str:
+  indent = match.group(1)
+  # A block needs a statement.
+  return indent + 'pass' if indent else '#' + match.group()[1:]
+
+
+_TIMERS = ('time', 'timeit', 'capture', 'prun')
+
+
+# --- Doctests ----------------------------------------------------------------
+
+
+def examples(block: Block) -> list[doctest.Example]:
+  """It returns the `>>>` examples of a block, with lines from the block's."""
+  return doctest.DocTestParser().get_examples(block.source, block.where)
+
+
+def statements(block: Block) -> list[tuple[str, int]]:
+  """It returns the pieces of Python in a block, each with its first line."""
+  if not block.doctest:
+    return [(block.source, block.line)]
+  return [(e.source, block.line + e.lineno) for e in examples(block)]
