@@ -16,6 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import haiku_state
+import haiku_state.linen
+
 KEY = jax.random.key(0)
 X = jnp.arange(6.0).reshape(2, 3)
 
@@ -133,11 +136,7 @@ def assert_same_as_flax(program, frozen=False):
   With Flax it must return: an error that is meant goes through `attempt`.
   """
   flax = pytest.importorskip('flax')
-  import flax.linen
-
-  import haiku_state
-  import haiku_state.linen
-
-  theirs = run(flax, flax.linen, program, frozen)
+  linen = pytest.importorskip('flax.linen')
+  theirs = run(flax, linen, program, frozen)
   ours = attempt(run, haiku_state, haiku_state.linen, program, frozen)
   assert_equal(ours, theirs)
