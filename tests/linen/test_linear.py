@@ -294,18 +294,36 @@ def test_dense_general_keeps_the_names_of_axes(flax_nn):
     assert_same_leaves(ours[name].value, theirs[name].value)
 
 
-@pytest.mark.parametrize('seed', [0, 1])
-def test_constant_bias_initializers_need_no_flattening(seed, flax_nn):
-  x, key = jnp.ones((2, 3)), jax.random.key(seed)
-  for name in ('zeros', 'ones', 'normal'):
+def test_initializers_see_the_flat_shapes(flax_nn):
+  """Fans are counted on the matrix; zeros and ones look at no shape."""
 
-    def make(nn, name=name):
-      init = getattr(nn.initializers, name)
-      return nn.DenseGeneral(
-        (2, 2), bias_init=init() if name == 'normal' else init
-      )
+  def shapes(nn):
+    seen = []
 
-    assert_same_leaves(make(nn).init(key, x), make(flax_nn).init(key, x))
+    def init(key, shape, dtype):
+      seen.append(shape)
+      return jnp.full(shape, len(shape), dtype)
+
+    layer = nn.DenseGeneral(
+      (2, 3), axis=(1, -1), batch_dims=(0,), kernel_init=init, bias_init=init
+    )
+    variables = layer.init(jax.random.key(0), jnp.ones((5, 3, 2, 4)))
+    return set(seen), variables
+
+  ours, theirs = shapes(nn), shapes(flax_nn)
+  assert ours[0] == theirs[0] == {(60, 6), (30,)}
+  assert_same_leaves(ours[1], theirs[1])
+
+
+@pytest.mark.parametrize('name', ['zeros', 'ones'])
+def test_constant_bias_is_that_of_flax(name, flax_nn):
+  variables = [
+    m.DenseGeneral((2, 2), bias_init=getattr(m.initializers, name)).init(
+      jax.random.key(0), jnp.ones((2, 3))
+    )
+    for m in (nn, flax_nn)
+  ]
+  assert_same_leaves(*variables)
 
 
 @pytest.mark.parametrize('kind', ['Dense', 'Conv', 'Embed'])

@@ -352,13 +352,20 @@ def test_masked_mapped_statistics_keep_the_dtype(dtype, force, flax_nn):
   assert dtypes(nn) == dtypes(flax_nn)
 
 
-def test_masked_mapped_counts_are_exact_in_half_precision():
-  x = jnp.ones((2, 300, 1), jnp.bfloat16)
-  layer = nn.BatchNorm(
-    False, momentum=0.0, axis_name='batch', force_float32_reductions=False
-  )
-  _, stats = over_batch(layer, x, mask=jnp.ones((2, 300, 1), bool))
-  close(stats, {'mean': jnp.ones(1), 'var': jnp.zeros(1)})
+def test_masked_mapped_sums_and_counts_are_added_in_float32():
+  """In bfloat16, 256 + 1 is 256."""
+  layer = nn.BatchNorm(False, axis_name='d', force_float32_reductions=False)
+  x, mask = jnp.ones((2, 3), jnp.bfloat16), jnp.ones((2, 1), bool)
+  jaxpr = jax.make_jaxpr(
+    lambda x: train(layer, x, mask=mask), axis_env=[('d', 2)]
+  )(x)
+  added = [
+    v.aval.dtype
+    for eqn in jaxpr.eqns
+    if eqn.primitive.name == 'psum'
+    for v in eqn.invars
+  ]
+  assert added == [jnp.float32] * 3
 
 
 def test_masks_false_everywhere_make_no_nan():
