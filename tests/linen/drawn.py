@@ -1,5 +1,7 @@
 """Draws inputs and variables by NumPy, which has nothing to compile."""
 
+import functools
+
 import jax
 import numpy as np
 
@@ -11,7 +13,8 @@ def normal(seed, *shape, dtype='float32'):
 def variables(layer, *args, **kwargs):
   """Returns what `init` would, with parameters of variance 1/4, and zeros."""
   rng = np.random.default_rng(7)
-  shapes = jax.eval_shape(layer.init, jax.random.key(0), *args, **kwargs)
+  init = functools.partial(layer.init, **kwargs)
+  shapes = jax.eval_shape(init, jax.random.key(0), *args)
 
   def draw(path, leaf):
     if path[0].key != 'params':

@@ -12,6 +12,7 @@ from drawn import normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
+from layers_compare import quick_compilation as quick_compilation
 from same_signature import assert_same_signature
 
 import haiku_state.linen as nn
@@ -212,6 +213,20 @@ class TestMaximum:
     np.testing.assert_array_equal(scale, [2.0])
     np.testing.assert_array_equal(history, [4.0, 896.0])
     assert scale.dtype == history.dtype == jnp.float32
+
+  def test_is_taken_outside_of_jit(self):
+    """In Flax 0.12.8 this is a KeyError."""
+    meta = (jnp.ones(1), jnp.zeros(2))
+
+    def loss(*meta):
+      meta = [lax.convert_element_type(m, META) for m in meta]
+      xs = jnp.array([2.0]), jnp.array([-3.0])
+      return sum(
+        jnp.sum(fp8_ops.in_qdq(jnp.float32, E4M3, x, *meta)) for x in xs
+      )
+
+    _, history = jax.grad(loss, (0, 1))(*meta)
+    np.testing.assert_array_equal(history, [3.0, 0.0])
 
   def test_would_be_the_sum_in_float32(self):
     _, scale, history = self.use_thrice(jnp.float32)(
