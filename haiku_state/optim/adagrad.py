@@ -28,9 +28,8 @@ class Adagrad(OptaxOptimizerDef):
 
   The gradient is divided by the root of the sum of all squared gradients.
 
-  Agreement: exact with Flax 0.5.3 when not compiled, to rounding under jit;
-  none with ``optax.adagrad``, which begins its sum with 0.1 and adds ``eps``
-  under the root.
+  Agreement: to rounding, with Flax 0.5.3; none with ``optax.adagrad``, which
+  begins its sum with 0.1 and adds ``eps`` under the root.
 
   State of a parameter: ``G``, the sum of squares.
 

@@ -1,5 +1,6 @@
 """Weight normalization, done by the optimizer."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -41,6 +42,9 @@ class WeightNorm(OptimizerDef):
 
   Agreement: to rounding, with Flax 0.5.3; optax has nothing like it. Beyond
   Flax, scalars are allowed, and so is use in ``MultiOptimizer`` and around it.
+
+  The parameter is computed from direction and scale, so replacing the target of
+  an optimizer changes nothing that lasts, as in Flax.
 
   State of a parameter: ``direction_state``, ``scale_state``, ``direction`` and
   ``scale``; ``scale`` and its state are ``()`` for a parameter that is not split.
@@ -120,6 +124,45 @@ class WeightNorm(OptimizerDef):
       for pair, leaf in zip(new_pairs, leaves)
     ]
     return treedef.unflatten(new_leaves), _joined(treedef, new_pairs, new_state)
+
+  def restore_state(self, opt_target, opt_state, state_dict):
+    """It returns target and state with the values of a state dict.
+
+    Args:
+      opt_target: a target with the structure of the result.
+      opt_state: a state with the structure of the result.
+      state_dict: what ``state_dict`` returned, here or in Flax, also before
+        0.4, when the state had ``mult`` in place of ``direction`` and ``scale``.
+    """
+    if isinstance(state_dict, Mapping) and {'target', 'state'} <= {*state_dict}:
+      state = dict(state_dict['state'])
+      if 'param_states' in state:
+        state['param_states'] = _without_mult(
+          state['param_states'], state_dict['target']
+        )
+      state_dict = {**state_dict, 'state': state}
+    return super().restore_state(opt_target, opt_state, state_dict)
+
+
+def _without_mult(param_states: Any, params: Any) -> Any:
+  """It brings states of the layout of Flax 0.3 into the present one."""
+  if not isinstance(param_states, Mapping):
+    return param_states
+  if 'mult' in param_states and 'direction' not in param_states:
+    state = dict(param_states)
+    mult = state.pop('mult')
+    # The parameter was ``direction * mult``; an empty dict means not split.
+    if isinstance(mult, Mapping):
+      return {**state, 'direction': params, 'scale': mult}
+    direction = jnp.asarray(params) / mult
+    scale = mult * jnp.sqrt(_square_norms(direction))
+    return {**state, 'direction': direction, 'scale': scale}
+  if not isinstance(params, Mapping):
+    return param_states
+  return {
+    name: _without_mult(state, params.get(name))
+    for name, state in param_states.items()
+  }
 
 
 def _is_split(param: Any) -> bool:
