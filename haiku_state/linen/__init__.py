@@ -128,6 +128,7 @@ from haiku_state.linen.spmd import (
   with_logical_partitioning as with_logical_partitioning,
 )
 from haiku_state.linen.stochastic import Dropout as Dropout
+from haiku_state.linen.summary import tabulate as tabulate
 from haiku_state.linen.transforms import add_metadata_axis as add_metadata_axis
 from haiku_state.linen.transforms import checkpoint as checkpoint
 from haiku_state.linen.transforms import cond as cond
