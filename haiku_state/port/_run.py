@@ -55,19 +55,19 @@ def run_path(
     DocumentError: the file is no program.
     Exception: what a script raises.
   """
-  log = sys.stderr if log is None else log
+  out: TextIO = sys.stderr if log is None else log
   path = pathlib.Path(path)
   blocks = _documents.read_blocks(path)
   is_document = path.suffix.lower() in _documents.SUFFIXES
   if not is_document:
     _check_is_python(blocks[0])
-  with _prepared(blocks, frozen, log), _main_module(path, args) as main:
+  with _prepared(blocks, frozen, out), _main_module(path, args) as main:
     if not is_document:
       block = blocks[0]
       with _advising():
         exec(compile(block.source, block.filename, 'exec'), main.__dict__)
       return 0
-    return _run_blocks(blocks, main, path, log)
+    return _run_blocks(blocks, main, path, out)
 
 
 def run_module(
@@ -82,13 +82,13 @@ def run_module(
     DocumentError: there is no such module.
     Exception: what the module raises.
   """
-  log = sys.stderr if log is None else log
+  out: TextIO = sys.stderr if log is None else log
   before = list(sys.path)
   sys.path.insert(0, '')
   try:
     path = _path_of_module(name)
     blocks = _documents.read_blocks(path)
-    with _prepared(blocks, frozen, log), _arguments([str(path), *args]):
+    with _prepared(blocks, frozen, out), _arguments([str(path), *args]):
       with _advising():
         runpy.run_module(name, run_name='__main__', alter_sys=True)
     return 0
