@@ -127,8 +127,8 @@ class fp8_meta_dtype_wrapper(_ExtendedDType):  # noqa: N801
   """
 
   float_dtype: Any
-  _rules: type = Fp8MetaTyRules
-  type: type = fp8_meta_dtype
+  _rules: Any = Fp8MetaTyRules
+  type: Any = fp8_meta_dtype
 
   def __repr__(self) -> str:
     return f'fp8_meta{jnp.finfo(self.float_dtype).bits}'
@@ -482,7 +482,8 @@ def out_qdq_fwd(compute_dtype, q_dtype, out, scale, amax_history):
 
 def out_qdq_bwd(compute_dtype, q_dtype, res, g):
   """Is the backward rule of `out_qdq`."""
-  return quantize_dequantize_update(g, q_dtype, *res, compute_dtype)
+  scale, history = res
+  return quantize_dequantize_update(g, q_dtype, scale, history, compute_dtype)
 
 
 out_qdq.defvjp(out_qdq_fwd, out_qdq_bwd)
@@ -676,7 +677,7 @@ def fp8_scaled_dot_general(
   rhs_amax_history=None,
   grad_amax_history=None,
   quantize_compute_type=jnp.float32,
-):
+) -> Any:
   """Does what `lax.dot_general` does, in float8.
 
   The operands become e4m3fn, the gradient of the product becomes e5m2.
@@ -715,10 +716,10 @@ def fp8_scaled_dot_general(
       'disregard any provided "precision" argument.',
       stacklevel=2,
     )
-  q_lhs, lhs_scale = in_q(
+  q_lhs, lhs_scale = in_q(  # pyright: ignore[reportGeneralTypeIssues]
     quantize_compute_type, jnp.float8_e4m3fn, lhs, lhs_scale, lhs_amax_history
   )
-  q_rhs, rhs_scale = in_q(
+  q_rhs, rhs_scale = in_q(  # pyright: ignore[reportGeneralTypeIssues]
     quantize_compute_type, jnp.float8_e4m3fn, rhs, rhs_scale, rhs_amax_history
   )
   y = quantized_dot(

@@ -228,10 +228,10 @@ NAMED = (
   ),
 )
 
-ROWS = ATTENTION + CELLS + SEQUENCES + NAMED
+ROWS = ATTENTION + CELLS + NAMED
 
-# Here Flax traces keys that nobody looks at; see test_layers_keyless.py.
-KEYLESS = (
+# Here Flax traces what nobody uses; see test_layers_unused.py.
+UNUSED = (
   _attention(
     '_fp8',
     qkv_dot_general_cls=lambda nn: nn.Fp8DirectDotGeneralOp,
@@ -246,4 +246,5 @@ KEYLESS = (
     kwargs={'seq_lengths': np.array([2, 1, 2]), 'return_carry': True},
   ),
   *FLOAT8,
+  *SEQUENCES,
 )
