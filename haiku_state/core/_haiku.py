@@ -20,12 +20,15 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import haiku as hk
+import haiku.experimental as hk_experimental
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from haiku_state.core.frozen_dict import FrozenDict
 
-Bundles = dict[str, dict[str, Any]]
+# Two levels: by the name of the module, by the name of the value.
+Bundles = Any
 
 # Haiku's own modules keep their state without a prefix; their state is the
 # collection of this name.
@@ -349,7 +352,7 @@ class _OfShape(NamedTuple):
 def _get_any(key: str, shape: Any, dtype: Any, init: Any) -> Any:
   seen = []
 
-  def take(next_getter, value, context):
+  def take(next_getter: Any, value: Any, context: Any) -> Any:
     del context
     seen.append(next_getter(value))
     _release(next_getter)
@@ -492,7 +495,7 @@ def below(bundles: Bundles, root: str) -> Bundles:
 
 def frame_is_current() -> bool:
   """Returns whether Haiku's frame belongs to the JAX trace that is current."""
-  was = hk.experimental.check_jax_usage(True)
+  was = hk_experimental.check_jax_usage(True)
   try:
     # It checks first, and to reserve nothing changes nothing.
     hk.reserve_rng_keys(0)
@@ -500,7 +503,7 @@ def frame_is_current() -> bool:
     # Haiku's error for a wrong trace is public by its name only.
     return type(e).__name__ != 'JaxUsageError'
   finally:
-    hk.experimental.check_jax_usage(was)
+    hk_experimental.check_jax_usage(was)
   return True
 
 
@@ -548,15 +551,19 @@ def run_init(
   out: Any = None
   last_state: Bundles = {}
 
-  def noting_creator(next_creator, shape, dtype, init, context, is_param):
-    note(*context.full_name.rsplit('/', 1), is_param)
+  def noting_creator(
+    next_creator: Any, shape, dtype, init, context: Any, is_param: bool
+  ):
+    path, _, key = context.full_name.rpartition('/')
+    note(path, key, is_param)
     try:
       return next_creator(shape, dtype, init)
     finally:
       _release(next_creator)
 
   def noting_setter(next_setter, value, context):
-    note(*context.full_name.rsplit('/', 1), False)
+    path, _, key = context.full_name.rpartition('/')
+    note(path, key, False)
     try:
       return next_setter(value)
     finally:
@@ -568,8 +575,8 @@ def run_init(
       at(path, _put_params, bundle)
     for path, bundle in state.items():
       at(path, _put_state, bundle)
-    of_param = functools.partial(noting_creator, is_param=True)
-    of_state = functools.partial(noting_creator, is_param=False)
+    of_param: Any = functools.partial(noting_creator, is_param=True)
+    of_state: Any = functools.partial(noting_creator, is_param=False)
     with (
       hk.custom_creator(of_param),
       hk.custom_creator(of_state, params=False, state=True),
@@ -595,6 +602,6 @@ def _put_state(bundle: Mapping[str, Any]) -> None:
 
 def haiku_rng(rng: jax.Array) -> jax.Array:
   """Returns a key for Haiku's own modules; a typed key is cheap to check."""
-  if jax.dtypes.issubdtype(rng.dtype, jax.dtypes.prng_key):
+  if jnp.issubdtype(rng.dtype, jax.dtypes.prng_key):
     return rng
   return jax.random.wrap_key_data(rng)

@@ -48,6 +48,7 @@ class _Tree:
       if parent is None:
         found = self.tree.get(col, _NOTHING)
       else:
+        assert scope.name is not None
         found = self.level(parent, col).get(scope.name, _NOTHING)
       if found is _NOTHING or not isinstance(found, _MAPPINGS):
         return _NOTHING

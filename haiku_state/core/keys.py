@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any, Union
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from haiku_state import struct
@@ -83,9 +84,11 @@ def is_valid_rng(rng: Any) -> bool:
     return True
   if not isinstance(rng, (np.ndarray, jax.Array)):
     return False
-  if jax.dtypes.issubdtype(rng.dtype, jax.dtypes.prng_key):
+  if jnp.issubdtype(rng.dtype, jax.dtypes.prng_key):
     return rng.shape == ()
-  shape, dtype = _raw_key_type(str(jax.config.jax_default_prng_impl))
+  shape, dtype = _raw_key_type(
+    str(getattr(jax.config, 'jax_default_prng_impl', ''))
+  )
   return rng.shape == shape and rng.dtype == dtype
 
 

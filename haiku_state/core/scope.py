@@ -519,10 +519,10 @@ class Scope:
       ValueError: the name is taken.
     """
     self.reserve(name, 'params')
-    value = self._run.store.param(self, name, init_fn, init_args, init_kwargs)
-    if unbox and not isinstance(value, jax.Array):
-      return meta.unbox(value)
-    return value
+    value: Any = self._run.store.param(
+      self, name, init_fn, init_args, init_kwargs
+    )
+    return meta.unbox(value) if unbox else value
 
   # --- Flags ---
 
@@ -577,7 +577,7 @@ def bind(
       'rngs should be a dictionary mapping strings to `jax.PRNGKey`.'
     )
   own = {
-    col: unfreeze(x) if in_filter(mutable, col) else x
+    col: unfreeze(x) if in_filter(mutable, col) else x  # type: ignore[arg-type]
     for col, x in variables.items()
   }
   return Scope(own, rngs=rngs, mutable=mutable, flags=flags)
@@ -614,12 +614,12 @@ def apply(
 
   @functools.wraps(fn)
   def wrapper(variables, *args, rngs: RNGs | None = None, **kwargs):
-    rngs = _as_streams(rngs)
+    streams = _as_streams(rngs)
     _check_variables(variables)
     params = variables.get('params')
     if isinstance(params, (dict, FrozenDict)) and 'params' in params:
       raise errors.ApplyScopeInvalidVariablesStructureError(variables)
-    scope = Scope(variables, rngs=rngs, mutable=mutable, flags=flags)
+    scope = Scope(variables, rngs=streams, mutable=mutable, flags=flags)
     scope._run.haiku_root = haiku_root
     with scope.temporary():
       y = scope._run.execute(scope, lambda: fn(scope, *args, **kwargs))

@@ -157,7 +157,7 @@ class Module(hk.Module, metaclass=ModuleMeta):
   # --- The life of an object ---
 
   def __post_init__(self) -> None:
-    own = self.__dict__
+    own = vars(self)
     own['_id'] = ids.uuid()
     own['_state'] = ModuleState()
     parent = self.parent
@@ -179,10 +179,10 @@ class Module(hk.Module, metaclass=ModuleMeta):
     caller = context.modules[-1]
     if caller is None or caller.scope is None:
       if called_by_haiku():
-        self.__dict__['_made_in_haiku'] = True
+        vars(self)['_made_in_haiku'] = True
     elif not caller.scope._run.is_at_rest and called_by_haiku():
       # A Haiku module is between: this one belongs to that.
-      self.__dict__['_made_in_haiku'] = True
+      vars(self)['_made_in_haiku'] = True
       return None
     return caller
 
@@ -203,7 +203,7 @@ class Module(hk.Module, metaclass=ModuleMeta):
       prefix = type(self).__name__
       count = state.autoname_cursor.get(prefix, 0)
       name = f'{prefix}_{count}'
-      self.__dict__['name'] = name
+      vars(self)['name'] = name
       state.autoname_cursor[prefix] = count + 1
     assert parent.scope is not None
     # In a lifted transform setup runs again, on names that it took outside.
@@ -211,7 +211,7 @@ class Module(hk.Module, metaclass=ModuleMeta):
     if not reuse and parent.scope.name_reserved(name):
       raise errors.NameInUseError('submodule', name, type(parent).__name__)
     state.children[name] = self
-    self.__dict__['scope'] = parent.scope.push(name, reuse=reuse)
+    vars(self)['scope'] = parent.scope.push(name, reuse=reuse)
     return True
 
   def _bind(self) -> None:
@@ -997,10 +997,10 @@ def share_scope(module: Module, other: Module, /) -> None:
         scope.reserve(child.scope.name)
       child.scope._move_below(scope)
       if 'module_name' in child.__dict__:
-        child.__dict__['module_name'] = child.scope.haiku_path
+        vars(child)['module_name'] = child.scope.haiku_path
 
 
 def _move(module: Module, scope: Scope) -> None:
-  module.__dict__['scope'] = scope
+  vars(module)['scope'] = scope
   if 'module_name' in module.__dict__:
-    module.__dict__['module_name'] = scope.haiku_path
+    vars(module)['module_name'] = scope.haiku_path

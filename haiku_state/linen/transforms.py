@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import jax
 
@@ -687,10 +687,10 @@ def add_metadata_axis(
       target,
       col,
       trans_in_fn=functools.partial(
-        meta.remove_axis, index=axis, params=metadata_params
+        meta.remove_axis, index=cast(int, axis), params=metadata_params
       ),
       trans_out_fn=functools.partial(
-        meta.add_axis, index=axis, params=metadata_params
+        meta.add_axis, index=cast(int, axis), params=metadata_params
       ),
       mutable=True,
     )

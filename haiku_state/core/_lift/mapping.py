@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from haiku_state.core import axes_scan, meta
 from haiku_state.core._lift.autodiff import checkpoint
@@ -32,9 +33,7 @@ def tree_map_rngs(fn: Callable[[Any], Any], tree: Any) -> Any:
   """Applies a function to the keys in a tree, typed or raw."""
 
   def is_typed_key(x):
-    return hasattr(x, 'dtype') and jax.dtypes.issubdtype(
-      x.dtype, jax.dtypes.prng_key
-    )
+    return hasattr(x, 'dtype') and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
   return jax.tree.map(fn, tree, is_leaf=is_typed_key)
 

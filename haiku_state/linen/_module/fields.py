@@ -54,7 +54,7 @@ class ParentField:
 
   def __set__(self, obj: Any, value: Any) -> None:
     is_module = hasattr(type(value), '__dataclass_fields__')
-    obj.__dict__['_parent_ref'] = weakref.ref(value) if is_module else value
+    vars(obj)['_parent_ref'] = weakref.ref(value) if is_module else value
 
 
 def make_dataclass(cls: Any, kw_only: bool, parent_type: Any) -> None:

@@ -95,8 +95,8 @@ def enter_haiku(module: Any, path: str) -> None:
   hk.Module.__init__(module, name=_SHORT_NAME)
   state.is_initialized, state.in_setup = was_initialized, was_in_setup
   # Haiku has set `name` to the last component.
-  module.__dict__['name'] = name
-  module.__dict__['module_name'] = path
+  vars(module)['name'] = name
+  vars(module)['module_name'] = path
 
 
 _SHORT_NAME = hk.force_name('linen')

@@ -180,7 +180,7 @@ class _Body:
 
   def __call__(self, scopes: Any, args: Any, kwargs: Any) -> Any:
     bound, args, kwargs = self.reached.bind(scopes, args, kwargs, self.cls)
-    bound.__dict__['_state'] = self.state.export()
+    vars(bound)['_state'] = self.state.export()
     result = self.fn(bound, *args, **kwargs)
     self.reached.module._state.reimport(bound._state)
     _check_result(result, getattr(self.fn, '__name__', None))

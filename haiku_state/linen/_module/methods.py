@@ -136,7 +136,7 @@ def wrap_method(
     finally:
       stack.pop()
       if is_compact:
-        self.__dict__['scope'] = self.scope.rewound()
+        vars(self)['scope'] = self.scope.rewound()
       # Calls nest, by `super()` for example; only the outermost one ends it.
       if (is_compact or is_setup) and not is_recurrent:
         state.reset()
@@ -167,7 +167,9 @@ def call_unbound(
   context.modules.append(self)
   try:
     if context.interceptors:
-      return run_interceptors(fun, function_name(fun), self, args, kwargs)
+      return run_interceptors(
+        fun, function_name(fun), self, tuple(args), kwargs
+      )
     return fun(self, *args, **kwargs)
   finally:
     context.modules.pop()

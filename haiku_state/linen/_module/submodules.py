@@ -113,7 +113,7 @@ def register(owner: Module, name: str, value: Any, module_type: type) -> None:
     module_type: the class `Module`.
   """
   if is_plain(value):
-    owner.__dict__[name] = value
+    vars(owner)[name] = value
     return
   attached: list[Any] = []
 
@@ -123,9 +123,9 @@ def register(owner: Module, name: str, value: Any, module_type: type) -> None:
     return _adopt(owner, f'{name}{suffix}', leaf, attached)
 
   if isinstance(value, module_type):
-    owner.__dict__[name] = adopt('', value)
+    vars(owner)[name] = adopt('', value)
   else:
-    owner.__dict__[name] = freeze_attr(map_leaves(adopt, value))
+    vars(owner)[name] = freeze_attr(map_leaves(adopt, value))
   for module in attached:
     module.__post_init__()
 
@@ -149,7 +149,7 @@ def _adopt(owner: Module, place: str, module: Any, attached: list[Any]) -> Any:
     module = copy
   if module.name is None:
     module.parent = owner
-    module.__dict__['name'] = place if given_name is None else given_name
+    vars(module)['name'] = place if given_name is None else given_name
     attached.append(module)
   return module
 
