@@ -94,25 +94,24 @@ def _needed_eqns(jaxpr: jex_core.Jaxpr) -> list[Any]:
 def lazy_init(fn: Callable[..., Any]) -> Callable[..., Any]:
   """Returns `fn` so that arguments may be shapes.
 
-    Args:
-      fn: returns a pytree of arrays.
+  Args:
+    fn: returns a pytree of arrays.
 
-    Returns:
-      A function of the same arguments. An argument, or a leaf of one, that is a
-      `jax.ShapeDtypeStruct` stands for an array of this shape and dtype that no
-      result depends on; nothing is computed from it.
+  Returns:
+    A function of the same arguments. An argument, or a leaf of one, that is a
+    `jax.ShapeDtypeStruct` stands for an array of this shape and dtype that no
+    result depends on; nothing is computed from it.
 
-    Raises:
-      LazyInitError: a result depends on the value of such an argument.
+  Raises:
+    LazyInitError: a result depends on the value of such an argument.
 
-    Example::
+  Example::
 
-      >>> import jax
-  import jax.core
-      >>> from haiku_state.core.partial_eval import lazy_init
-      >>> f = lazy_init(lambda x: jax.numpy.ones(x.shape[-1]))
-      >>> f(jax.ShapeDtypeStruct((1024, 2), 'float32')).shape
-      (2,)
+    >>> import jax
+    >>> from haiku_state.core.partial_eval import lazy_init
+    >>> f = lazy_init(lambda x: jax.numpy.ones(x.shape[-1]))
+    >>> f(jax.ShapeDtypeStruct((1024, 2), 'float32')).shape
+    (2,)
   """
 
   @functools.wraps(fn)
