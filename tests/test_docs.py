@@ -1,0 +1,88 @@
+"""What the documents show runs, and does what they say."""
+
+import doctest
+import importlib
+import pathlib
+import pkgutil
+import re
+
+import pytest
+
+import haiku_state
+
+REPOSITORY = pathlib.Path(__file__).parents[1]
+DOCUMENTS = [
+  REPOSITORY / 'README.md',
+  *sorted((REPOSITORY / 'docs').rglob('*.md')),
+]
+
+_BLOCK = re.compile(r'^```python\n(.*?)^```$', re.M | re.S)
+_LINK = re.compile(r'\]\(([^)#:]+)(#[^)]*)?\)')
+
+
+def blocks(path: pathlib.Path) -> list[tuple[int, str]]:
+  """It returns the blocks of Python in a document, with their lines."""
+  text = path.read_text()
+  return [
+    (text[: match.start()].count('\n') + 1, match.group(1))
+    for match in _BLOCK.finditer(text)
+  ]
+
+
+@pytest.mark.parametrize(
+  'path', DOCUMENTS, ids=[str(p.relative_to(REPOSITORY)) for p in DOCUMENTS]
+)
+def test_document_runs(path, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  namespace = {'__name__': '__main__'}
+  for line, block in blocks(path):
+    # The lines of errors are those of the document.
+    code = compile('\n' * line + block, str(path), 'exec')
+    exec(code, namespace)
+
+
+def test_readme_has_python_and_both_commands():
+  assert len(blocks(REPOSITORY / 'README.md')) >= 3
+  text = (REPOSITORY / 'README.md').read_text()
+  for command in (
+    "pip install '.[examples]' && "
+    'python examples/managing_parameters_and_state.py',
+    "pip install -e '.[test]' && pytest -n 2",
+  ):
+    assert f'\n{command}\n' in text
+
+
+@pytest.mark.parametrize(
+  'path', DOCUMENTS, ids=[str(p.relative_to(REPOSITORY)) for p in DOCUMENTS]
+)
+def test_links_lead_somewhere(path):
+  for target, _ in _LINK.findall(path.read_text()):
+    assert (path.parent / target).exists(), target
+
+
+# --- Examples in docstrings --------------------------------------------------
+
+MODULES = [
+  info.name
+  for info in pkgutil.walk_packages(haiku_state.__path__, 'haiku_state.')
+  if not info.name.endswith('__main__')
+]
+
+
+@pytest.mark.parametrize('name', ['haiku_state', *MODULES])
+def test_docstring_examples(name, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  module = importlib.import_module(name)
+  flags = (
+    doctest.ELLIPSIS
+    | doctest.NORMALIZE_WHITESPACE
+    | doctest.IGNORE_EXCEPTION_DETAIL
+  )
+  failed, _ = doctest.testmod(module, optionflags=flags, extraglobs={})
+  assert not failed
+
+
+def test_doctests_are_found():
+  finder = doctest.DocTestFinder()
+  module = importlib.import_module('haiku_state.linen.module')
+  assert any(test.examples for test in finder.find(module))
