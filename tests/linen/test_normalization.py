@@ -251,7 +251,7 @@ def test_false_mask_makes_nan_as_in_flax(flax_nn):
 
 
 def over_batch(layer, x, **masks):
-  """It maps a training call over the first axis, with one result of statistics."""
+  """It maps a training call over the first axis; statistics come out once."""
 
   def step(x, masks):
     return train(layer, x, **masks)
