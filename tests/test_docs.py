@@ -16,6 +16,9 @@ DOCUMENTS = [
   *sorted((REPOSITORY / 'docs').rglob('*.md')),
 ]
 
+# What documents may import themselves, of what extras bring.
+EXTRAS = {'orbax', 'orbax.checkpoint', 'matplotlib', 'tqdm', 'libcst'}
+
 _BLOCK = re.compile(r'^```python\n(.*?)^```$', re.M | re.S)
 _LINK = re.compile(r'\]\(([^)#:]+)(#[^)]*)?\)')
 
@@ -38,7 +41,13 @@ def test_document_runs(path, tmp_path, monkeypatch):
   for line, block in blocks(path):
     # The lines of errors are those of the document.
     code = compile('\n' * line + block, str(path), 'exec')
-    exec(code, namespace)
+    try:
+      exec(code, namespace)
+    except ImportError as e:
+      # Documents may use extras; the error says which.
+      if 'haiku_state[' in str(e) or e.name in EXTRAS:
+        pytest.skip(str(e))
+      raise
 
 
 def test_readme_has_python_and_both_commands():
