@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import haiku as hk
 import haiku.experimental as hk_experimental
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 
@@ -604,4 +605,8 @@ def haiku_rng(rng: jax.Array) -> jax.Array:
   """Returns a key for Haiku's own modules; a typed key is cheap to check."""
   if jnp.issubdtype(rng.dtype, jax.dtypes.prng_key):
     return rng
-  return jax.random.wrap_key_data(rng)
+  if isinstance(rng, jax.core.Tracer):
+    return jax.random.wrap_key_data(rng)
+  # A key that is not traced must not get into the program that is.
+  with jax.ensure_compile_time_eval():
+    return jax.random.wrap_key_data(rng)
