@@ -427,7 +427,7 @@ def _draw(
   )
   for name in ('path', 'module', *columns, *table.collections):
     drawn.add_column(name, **column_kwargs)
-  totals = dict.fromkeys(table.collections, (0, 0))
+  totals: dict[str, tuple[int, int]] = dict.fromkeys(table.collections, (0, 0))
   for row in table:
     counts = row.size_and_bytes(table.collections)
     drawn.add_row(
