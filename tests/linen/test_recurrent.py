@@ -241,6 +241,8 @@ class TestRNN:
       variables, x, reverse=False, keep_order=False, return_carry=False
     )
     assert_close(y, layer.apply(variables, x))
+    # On the way forward there is nothing to turn around.
+    assert_close(layer.apply(variables, x, keep_order=True), y)
 
   @pytest.mark.parametrize('time_major', [False, True])
   @pytest.mark.parametrize('reverse', [False, True])
