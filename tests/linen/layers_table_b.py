@@ -201,7 +201,7 @@ NAMED = (
     lambda nn: _named(nn).Dense(3, kernel_axes=('a', 'b')),
     (X,),
     collections=AXES,
-    dtypes=HALF,
+    dtypes=(),
   ),
   Row(
     'named_embed',
