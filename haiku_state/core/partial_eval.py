@@ -10,6 +10,7 @@ import jax
 import jax.core
 import jax.numpy as jnp
 from jax.extend import core as jex_core
+from jax.interpreters import partial_eval as pe
 
 from haiku_state import errors
 
@@ -49,10 +50,9 @@ def eval_known(fn: Callable[..., Any], *types: Any) -> Any:
     return [x for x in leaves if isinstance(x, jax.core.Tracer)]
 
   closed = jax.make_jaxpr(flat)(*types)
-  jaxpr = closed.jaxpr
+  jaxpr = closed.jaxpr.replace(eqns=_needed_eqns(closed.jaxpr))
   _check_known(jaxpr)
-  eqns = _needed_eqns(jaxpr)
-  known = jex_core.ClosedJaxpr(jaxpr.replace(eqns=eqns), closed.consts)
+  known = jex_core.ClosedJaxpr(jaxpr, closed.consts)
   # The inputs are not used, so what stands for them does not matter.
   out = iter(jex_core.jaxpr_as_fun(known)(*(0 for _ in jaxpr.invars)))
   # A literal of the jaxpr is of a type of JAX's own.
@@ -79,15 +79,24 @@ def _check_known(jaxpr: jex_core.Jaxpr) -> None:
 
 
 def _needed_eqns(jaxpr: jex_core.Jaxpr) -> list[Any]:
-  """Returns the equations that the outputs depend on, in order."""
+  """Returns the equations that the outputs depend on, in order.
+
+  An equation that calls a function keeps of it what the outputs need, so that
+  a constant may come out of a call that also has inputs.
+  """
   needed = {v for v in jaxpr.outvars if not isinstance(v, jex_core.Literal)}
   eqns = []
   for eqn in reversed(jaxpr.eqns):
-    if any(v in needed for v in eqn.outvars):
-      eqns.append(eqn)
-      needed.update(
-        v for v in eqn.invars if not isinstance(v, jex_core.Literal)
-      )
+    used = [v in needed for v in eqn.outvars]
+    if not any(used):
+      continue
+    rule = pe.dce_rules.get(eqn.primitive)
+    if rule is not None:
+      _, eqn = rule(used, eqn)
+      if eqn is None:
+        continue
+    eqns.append(eqn)
+    needed.update(v for v in eqn.invars if not isinstance(v, jex_core.Literal))
   return eqns[::-1]
 
 
