@@ -18,9 +18,6 @@ ScanAxis = int | None
 class _Broadcast:
   """The axis of what is the same in all steps."""
 
-  def __repr__(self) -> str:
-    return 'broadcast'
-
 
 broadcast = _Broadcast()
 

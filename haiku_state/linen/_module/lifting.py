@@ -217,16 +217,25 @@ def lift_methods(
     def as_scope_fn(fn):
       body = _Body(fn, reached, cls)
 
-      @functools.wraps(fn)
       def scope_fn(scopes, *args, **kwargs):
         return body(scopes if multi_scope else [scopes], args, kwargs)
 
-      return scope_fn
+      return _named_like(fn, scope_fn)
 
     lifted = transform(*map(as_scope_fn, fns), *trafo_args, **trafo_kwargs)
     return lifted(scopes, *reached.args, **reached.kwargs)
 
   return method
+
+
+def _named_like(fn: Callable[..., Any], scope_fn: Any) -> Any:
+  """Gives a function of scopes the name of a method, but not its signature.
+
+  JAX names arguments in its errors after the signature.
+  """
+  functools.update_wrapper(scope_fn, fn)
+  del scope_fn.__wrapped__
+  return scope_fn
 
 
 def _only(scopes: Sequence[Scope]) -> Scope:
@@ -258,11 +267,10 @@ def lift_methods_cached(
   """
 
   def as_scope_fn(fn):
-    @functools.wraps(fn)
     def scope_fn(scopes, key, *args, **kwargs):
       return key.body(fn)(scopes, args, kwargs)
 
-    return scope_fn
+    return _named_like(fn, scope_fn)
 
   lifted = transform(*map(as_scope_fn, fns), *trafo_args, **trafo_kwargs)
 
