@@ -13,7 +13,7 @@ from optimizer_table import ROWS
 from haiku_state import optim
 
 # A compiled step costs nothing; one that is not, a hundred operations.
-STEPS = {True: 50, False: 20}
+STEPS = {True: 50, False: 8}
 
 
 def hyper_params(row, **overrides):
@@ -126,7 +126,9 @@ def test_float64_with_overrides(name):
 
 
 @pytest.mark.parametrize('dtype', [jnp.bfloat16, jnp.float16])
-@pytest.mark.parametrize('name', ROWS)
+@pytest.mark.parametrize(
+  'name', [name for name in ROWS if ',' not in name] + ['Adafactor, momentum']
+)
 def test_half_precision(name, dtype):
   """A parameter moves as far as it should; Flax's Adam did not move at all."""
   row = ROWS[name]
