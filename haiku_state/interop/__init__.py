@@ -9,6 +9,14 @@
 {'linear': {'b': (2,), 'w': (3, 2)}}
 """
 
+from haiku_state.interop import layers as layers
+from haiku_state.interop._leaves import ConversionError as ConversionError
+from haiku_state.interop.batch_norm import (
+  batch_norm_from_haiku as batch_norm_from_haiku,
+)
+from haiku_state.interop.batch_norm import (
+  batch_norm_to_haiku as batch_norm_to_haiku,
+)
 from haiku_state.interop.functions import as_module as as_module
 from haiku_state.interop.functions import (
   as_multi_transformed as as_multi_transformed,
@@ -20,3 +28,6 @@ from haiku_state.interop.trees import from_lifted as from_lifted
 from haiku_state.interop.trees import to_flax_module as to_flax_module
 from haiku_state.interop.trees import to_haiku as to_haiku
 from haiku_state.interop.trees import to_lifted as to_lifted
+from haiku_state.interop.weights import Report as Report
+from haiku_state.interop.weights import weights_from_haiku as weights_from_haiku
+from haiku_state.interop.weights import weights_to_haiku as weights_to_haiku

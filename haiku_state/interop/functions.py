@@ -279,7 +279,7 @@ def as_transformed(
   """
   root = haiku_name(module) if root is None else root
 
-  def init(rng, *args, **kwargs):
+  def init(rng, *args, **kwargs) -> Any:
     rngs = _split(rng, streams) or {}
     variables = module.init(rngs, *args, method=method, **kwargs)
     return trees.to_haiku(variables, root)

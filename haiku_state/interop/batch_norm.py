@@ -1,0 +1,239 @@
+"""The state of `hk.BatchNorm` as that of linen's `BatchNorm`, and back.
+
+In training the two compute the same. Their averages differ: Haiku's start at
+zero and are divided by `1 - decay**counter` where they are used, linen's start
+at 0 and 1 and are used as they are. So there are four exact mappings:
+
+| | mean, var | exact for |
+| --- | --- | --- |
+| from Haiku, 'eval' | `average`, `average` | evaluation |
+| from Haiku, 'training' | `hidden`, `hidden + decay**counter` | going on training, as linen would |
+| to Haiku, no counter | `hidden = average = mean`, var; `counter = 2**30` | evaluation and training |
+| to Haiku, with the counter | the inverse of 'training' | evaluation and training, as Haiku would |
+
+With a counter of `2**30`, `decay**counter` is zero, and Haiku divides by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from haiku_state.interop import _leaves as lv
+from haiku_state.interop._leaves import ConversionError, Leaf
+
+# The largest power of two of int32; `decay**counter` is zero in float32 for
+# every decay up to 0.9999999.
+FOREVER = 2**30
+
+_EMAS = {'mean': 'mean_ema', 'var': 'var_ema'}
+
+
+def batch_norm_from_haiku(
+  state: Mapping[str, Mapping[str, Any]],
+  for_: str = 'eval',
+  momentum: float | None = None,
+) -> dict[str, Any]:
+  """It gives the averages of `hk.BatchNorm` as those of linen's.
+
+  >>> import numpy as np
+  >>> ema = {'counter': 1, 'hidden': np.ones((1, 2)), 'average': 10 * np.ones((1, 2))}
+  >>> state = {'mean_ema': ema, 'var_ema': ema}
+  >>> batch_norm_from_haiku(state)['mean']
+  array([10., 10.])
+  >>> batch_norm_from_haiku(state, for_='training', momentum=0.9)['var']
+  array([1.9, 1.9])
+
+  Args:
+    state: `mean_ema` and `var_ema`, each with `counter`, `hidden` and `average`
+      of the shape that Haiku keeps, such as `(1, 1, 1, C)`.
+    for_: 'eval', for the same outputs in evaluation; or 'training', for the
+      averages that linen would have after as many steps, whose evaluation
+      differs from Haiku's as long as `momentum**counter` is not small.
+    momentum: the decay rate, for 'training'.
+
+  Returns:
+    `mean` and `var`, of shape `(C,)`.
+
+  Raises:
+    ConversionError: `for_` is something else, or `momentum` is missing.
+  """
+  mean, var = state['mean_ema'], state['var_ema']
+  if for_ == 'eval':
+    return {
+      'mean': _squeezed(mean['average']),
+      'var': _squeezed(var['average']),
+    }
+  if for_ != 'training':
+    raise ConversionError(f"`for_` is 'eval' or 'training', found {for_!r}.")
+  d = _checked(momentum, "for_='training'")
+  return {
+    'mean': _squeezed(mean['hidden']),
+    'var': lv.apply(
+      lambda hidden, t: hidden + d**t,
+      _squeezed(var['hidden']),
+      var['counter'],
+    ),
+  }
+
+
+def batch_norm_to_haiku(
+  stats: Mapping[str, Any],
+  counter: Any = None,
+  momentum: float | None = None,
+  shape: Sequence[int] | None = None,
+) -> dict[str, dict[str, Any]]:
+  """It gives the averages of linen's `BatchNorm` as those of `hk.BatchNorm`.
+
+  Args:
+    stats: `mean` and `var`.
+    counter: how many steps they have seen from linen's own start, None if that
+      is not known. Both are exact; with the counter the result is what Haiku
+      would have, up to rounding, which grows as `1 / (1 - momentum**counter)`.
+    momentum: the decay rate, if there is a counter.
+    shape: the shape that Haiku keeps, by default `(1, C)`.
+
+  Returns:
+    `mean_ema` and `var_ema`.
+
+  Raises:
+    ConversionError: `momentum` is missing, or the counter is not positive.
+  """
+  if counter is None:
+    return {
+      ema: {
+        'counter': _counter(FOREVER, stats[name]),
+        'hidden': _shaped(stats[name], shape),
+        'average': _shaped(stats[name], shape),
+      }
+      for name, ema in _EMAS.items()
+    }
+  d = _checked(momentum, 'a counter')
+  _check_counter(counter)
+  out = {}
+  for name, ema in _EMAS.items():
+    start = 0 if name == 'mean' else 1
+    x = _shaped(stats[name], shape)
+    out[ema] = {
+      'counter': _counter(counter, stats[name]),
+      'hidden': lv.apply(lambda a, t, s=start: a - s * d**t, x, counter),
+      'average': lv.apply(
+        lambda a, t, s=start: (a - s * d**t) / (1 - d**t), x, counter
+      ),
+    }
+  return out
+
+
+def _checked(momentum: float | None, what: str) -> float:
+  if momentum is None:
+    raise ConversionError(
+      f'With {what} the conversion needs the decay rate. Pass `momentum=`.'
+    )
+  return momentum
+
+
+def _check_counter(counter: Any) -> None:
+  if isinstance(counter, jax.ShapeDtypeStruct):
+    return
+  try:
+    steps = int(counter)
+  except jax.errors.ConcretizationTypeError:
+    return  # It is traced.
+  if steps < 1:
+    raise ConversionError(
+      f'The counter is {steps}: Haiku has no average before the first'
+      ' step. Leave the counter out.'
+    )
+
+
+def _counter(counter: Any, like: Any) -> Any:
+  """Returns a counter as Haiku has it."""
+  if isinstance(like, jax.ShapeDtypeStruct):
+    return jax.ShapeDtypeStruct((), jnp.int32)
+  if isinstance(like, np.ndarray) and isinstance(counter, (int, np.generic)):
+    return np.asarray(counter, np.int32)
+  return jnp.asarray(counter, jnp.int32)
+
+
+def _squeezed(x: Any) -> Any:
+  """Returns a leaf without the axes that Haiku keeps."""
+  shape = tuple(n for n in x.shape if n != 1) or (1,)
+  return lv.apply(lambda a: a.reshape(shape), x)
+
+
+def _shaped(x: Any, shape: Sequence[int] | None) -> Any:
+  shape = (1, *x.shape) if shape is None else tuple(shape)
+  return lv.apply(lambda a: a.reshape(shape), x)
+
+
+# --- As a kind of layer ------------------------------------------------------
+
+
+def _leaves(options: lv.Options) -> tuple[Leaf, ...]:
+  def shaped(x):
+    return _shaped(x, _shape(x, options))
+
+  return (
+    Leaf(('scale',), ('params', 'scale'), _squeezed, shaped),
+    Leaf(('offset',), ('params', 'bias'), _squeezed, shaped),
+  )
+
+
+def _shape(x: Any, options: lv.Options) -> tuple[int, ...]:
+  """Returns the shape of a leaf in Haiku."""
+  if options.get('shape') is not None:
+    return options['shape']
+  rank = options['rank'] or 1 + len(x.shape)
+  return (1,) * (rank - len(x.shape)) + tuple(x.shape)
+
+
+def _name(ema: str, key: str) -> lv.Names:
+  return (lv.STATE, '~', ema, key)
+
+
+def _to_linen(leaves: lv.Leaves, options: lv.Options) -> lv.Leaves:
+  state: dict[str, dict[str, Any]] = {ema: {} for ema in _EMAS.values()}
+  for ema, values in state.items():
+    for key in ('counter', 'hidden', 'average'):
+      if _name(ema, key) in leaves:
+        values[key] = leaves.pop(_name(ema, key))
+  if not any(state.values()):
+    return {}  # Only the parameters are converted.
+  for ema, values in state.items():
+    if len(values) != 3:
+      raise ConversionError(
+        f'The state "{ema}" of a BatchNorm needs "counter", "hidden" and'
+        f' "average". Found {sorted(values)}.'
+      )
+  stats = batch_norm_from_haiku(state, options['for_'], options['momentum'])
+  return {('batch_stats', name): x for name, x in stats.items()}
+
+
+def _to_haiku(leaves: lv.Leaves, options: lv.Options) -> lv.Leaves:
+  names = [('batch_stats', name) for name in _EMAS]
+  if not any(name in leaves for name in names):
+    return {}
+  missing = [name for name in names if name not in leaves]
+  if missing:
+    raise ConversionError(f'A BatchNorm needs {lv.text(missing[0])}.')
+  stats = {name: leaves.pop(('batch_stats', name)) for name in _EMAS}
+  state = batch_norm_to_haiku(
+    stats,
+    options['counter'],
+    options['momentum'],
+    _shape(stats['mean'], options),
+  )
+  return {
+    _name(ema, key): value
+    for ema, values in state.items()
+    for key, value in values.items()
+  }
+
+
+BATCH_NORM = lv.Kind(
+  'BatchNorm(epsilon=1e-5, momentum=decay_rate)', _leaves, _to_linen, _to_haiku
+)
