@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from haiku_state.port import _documents, _run
+from haiku_state.port import _documents, _port, _run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,6 +34,7 @@ def _parser() -> argparse.ArgumentParser:
   )
   commands = parser.add_subparsers(required=True, metavar='COMMAND')
   _add_run(commands)
+  _add_port(commands)
   return parser
 
 
@@ -73,3 +74,71 @@ def _add_run(commands) -> None:
 def _do_run(args: argparse.Namespace) -> int:
   run = _run.run_module if args.module else _run.run_path
   return run(args.file, args.args, args.frozen)
+
+
+def _add_port(commands) -> None:
+  parser = commands.add_parser(
+    'port',
+    help='rewrite the import lines of programs written for Flax',
+    description=(
+      'Rewrites import lines of programs (.py, .ipynb) from flax to'
+      ' haiku_state, and reports each name that is missing or behaves'
+      ' otherwise. Without an option it shows the change as a diff.'
+    ),
+    epilog=(
+      'Exit status: 0 all is well; 1 a name is missing, or, with --check, a'
+      ' file would change; 2 a file cannot be used.'
+    ),
+  )
+  kind = parser.add_mutually_exclusive_group()
+  kind.add_argument(
+    '--diff', action='store_true', help='show the change, write nothing'
+  )
+  kind.add_argument(
+    '--write', action='store_true', help='replace the files that change'
+  )
+  kind.add_argument(
+    '--check', action='store_true', help='only name the files that would change'
+  )
+  parser.add_argument('paths', nargs='+', metavar='PATH')
+  parser.set_defaults(command=_do_port)
+
+
+def _do_port(args: argparse.Namespace) -> int:
+  status = 0
+  changed = 0
+  paths = list(_port.files_in(args.paths))
+  for path in paths:
+    try:
+      ported = _port.port(path)
+      if ported.after != ported.before:
+        changed += 1
+        _show(ported, args)
+    except (_documents.DocumentError, OSError) as e:
+      # The others are no worse for it.
+      print(f'haiku-state: {e}', file=sys.stderr)
+      status = 2
+      continue
+    except ImportError as e:  # libcst is an extra.
+      print(f'haiku-state: {e}', file=sys.stderr)
+      return 2
+    for where, finding in ported.findings:
+      kind = 'is missing' if finding.missing else 'differs'
+      print(f'{where}: {finding.name} {kind}. {finding.advice}')
+      if finding.missing:
+        status = max(status, 1)
+  done = 'changed' if args.write else 'to change'
+  print(f'haiku-state port: {changed} of {len(paths)} files {done}.')
+  if args.check and changed:
+    status = max(status, 1)
+  return status
+
+
+def _show(ported: _port.Ported, args: argparse.Namespace) -> None:
+  if args.write:
+    _port.write(ported)
+    print(f'{ported.path}: changed')
+  elif args.check:
+    print(f'{ported.path}: would change')
+  else:
+    print(ported.diff(), end='')
