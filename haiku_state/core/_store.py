@@ -72,6 +72,10 @@ class _Tree:
   def has(self, scope: Scope, col: str, name: str) -> bool:
     return name in self.level(scope, col)
 
+  def has_or_will(self, scope: Scope, col: str, name: str) -> bool:
+    """Returns `has`, for a caller who makes what is missing."""
+    return self.has(scope, col, name)
+
   def is_empty(self, col: str) -> bool:
     return not self.tree.get(col)
 
@@ -396,6 +400,11 @@ class InHaiku:
     return self.variables(scope).get(col, _NOTHING)
 
   def has(self, scope: Scope, col: str, name: str) -> bool:
+    # Asked for state by name, Haiku makes an empty bundle where there is none,
+    # which is then in the state that it returns.
+    return name in self.level(scope, col)
+
+  def has_or_will(self, scope: Scope, col: str, name: str) -> bool:
     return self.get(scope, col, name, _NOTHING) is not _NOTHING
 
   def get(self, scope: Scope, col: str, name: str, default: Any = None) -> Any:

@@ -487,7 +487,7 @@ class Scope:
       ValueError: the name is taken.
     """
     self.reserve(name, col)
-    if not self._run.store.has(self, col, name):
+    if not self._run.store.has_or_will(self, col, name):
       if init_fn is None or not in_filter(self.mutable, col):
         if self.is_collection_empty(col):
           raise errors.ScopeCollectionNotFound(col, name, self.path_text)
