@@ -814,3 +814,20 @@ def test_module_from_outside_stays_unbound():
   assert 'module_name' not in vars(dense)
   f.apply(params, None, X)
   assert dense == nn.Dense(4)
+
+
+def test_asking_for_a_variable_leaves_no_trace():
+  class Asks(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      assert not self.has_variable('cache', 'index')
+      return nn.Dense(2)(x)
+
+  # Haiku's `transform` refuses any state, also an empty bundle.
+  f = hk.transform(lambda x: Asks()(x))
+  params = f.init(KEY, X)
+  assert f.apply(params, None, X).shape == (5, 2)
+  f = hk.transform_with_state(lambda x: Asks()(x))
+  _, state = f.init(KEY, X)
+  assert state == {}
+  assert f.apply(params, state, None, X)[1] == {}
