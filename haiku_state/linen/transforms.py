@@ -552,13 +552,13 @@ def cond(
     rngs: the key streams that go in.
   """
 
-  def transform(true_fn, false_fn, scope, pred, *ops, variables, rngs):
+  def _cond_wrapper(true_fn, false_fn, scope, pred, *ops, variables, rngs):
     return lift.cond(
       pred, true_fn, false_fn, scope, *ops, variables=variables, rngs=rngs
     )
 
   return lifting.lift_call(
-    transform,
+    _cond_wrapper,
     (true_fun, false_fun),
     mdl,
     pred,
@@ -588,7 +588,7 @@ def switch(
     rngs: the key streams that go in.
   """
 
-  def transform(*args, variables, rngs):
+  def _switch_wrapper(*args, variables, rngs):
     fns = args[: len(branches)]
     scope, index, *operands = args[len(branches) :]
     return lift.switch(
@@ -596,7 +596,7 @@ def switch(
     )
 
   return lifting.lift_call(
-    transform,
+    _switch_wrapper,
     tuple(branches),
     mdl,
     index,
