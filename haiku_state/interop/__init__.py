@@ -9,6 +9,7 @@
 {'linear': {'b': (2,), 'w': (3, 2)}}
 """
 
+from haiku_state.interop import checkpoints as checkpoints
 from haiku_state.interop import layers as layers
 from haiku_state.interop._leaves import ConversionError as ConversionError
 from haiku_state.interop.batch_norm import (
@@ -17,6 +18,8 @@ from haiku_state.interop.batch_norm import (
 from haiku_state.interop.batch_norm import (
   batch_norm_to_haiku as batch_norm_to_haiku,
 )
+from haiku_state.interop.comparison import Comparison as Comparison
+from haiku_state.interop.comparison import compare as compare
 from haiku_state.interop.functions import as_module as as_module
 from haiku_state.interop.functions import (
   as_multi_transformed as as_multi_transformed,
