@@ -238,7 +238,7 @@ def checkpoint(
   """
   if concrete:
     raise NotImplementedError(
-      'The concrete argument is deprecated. Use static_argnums instead. For'
+      'The concrete argument is deprecated. Use static_argnums instead. for'
       ' more information, see'
       ' https://docs.jax.dev/en/latest/jep/11830-new-remat-checkpoint.html'
     )
