@@ -1,7 +1,8 @@
-"""Semantics 27: initialization from shapes."""
+"""Semantics 27: initialization from shapes, as Flax has it up to 0.12.8."""
 
 import jax
 import jax.numpy as jnp
+import pytest
 from module_compare import KEY, Programs, X, assert_same_as_flax, attempt
 
 programs = Programs()
@@ -110,4 +111,7 @@ def of_the_core(nn, flax):
 
 @programs.parametrize()
 def test_same_as_flax(program):
+  flax = pytest.importorskip('flax')
+  if tuple(map(int, flax.__version__.split('.')[:3])) > (0, 12, 8):
+    pytest.skip('Newer versions of Flax compute with zeros.')
   assert_same_as_flax(program)
