@@ -84,17 +84,14 @@ def _needed_eqns(jaxpr: jex_core.Jaxpr) -> list[Any]:
   An equation that calls a function keeps of it what the outputs need, so that
   a constant may come out of a call that also has inputs.
   """
+  all_outputs = [True] * len(jaxpr.outvars)
+  jaxpr, _ = pe.dce_jaxpr(jaxpr, all_outputs, instantiate=True)
+  # That keeps what has effects.
   needed = {v for v in jaxpr.outvars if not isinstance(v, jex_core.Literal)}
   eqns = []
   for eqn in reversed(jaxpr.eqns):
-    used = [v in needed for v in eqn.outvars]
-    if not any(used):
+    if not any(v in needed for v in eqn.outvars):
       continue
-    rule = pe.dce_rules.get(eqn.primitive)
-    if rule is not None:
-      _, eqn = rule(used, eqn)
-      if eqn is None:
-        continue
     eqns.append(eqn)
     needed.update(v for v in eqn.invars if not isinstance(v, jex_core.Literal))
   return eqns[::-1]
