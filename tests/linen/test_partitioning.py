@@ -243,6 +243,40 @@ def vmaps(nn, flax):
 
 
 @programs
+def new_axes_that_are_not_first(nn, flax):
+  part = partitioning_of(flax)
+
+  class Scale(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      return x * part.param_with_axes('w', ones, (3,), axes=('embed',))
+
+  class Block(nn.Module):
+    @nn.compact
+    def __call__(self, carry, _):
+      return Scale()(carry), None
+
+  mapped = part.vmap_with_axes(
+    Scale,
+    variable_axes={'params': 1},
+    split_rngs={'params': True},
+    partitioning_axis_names={'params': 'heads'},
+  )
+  scanned = part.scan_with_axes(
+    Block,
+    variable_axes={'params': 1},
+    split_rngs={'params': True},
+    length=2,
+  )
+  results = []
+  for module, args in ((mapped(), (X,)), (scanned(), (X, None))):
+    variables = module.init(KEY, *args)
+    names = part.get_axis_names(variables['params_axes'])
+    results.append((variables, names, module.apply(variables, *args)))
+  return results
+
+
+@programs
 def remats(nn, flax):
   part = partitioning_of(flax)
 
