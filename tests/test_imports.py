@@ -54,7 +54,8 @@ LAYERS = {
     optim.rmsprop optim.sgd optim.weight_norm optim""",
   'interop': """
     interop._leaves interop.batch_norm interop.layers interop.weights
-    interop.trees interop.functions interop""",
+    interop.checkpoints
+    interop.trees interop.functions interop.comparison interop""",
   'port': """
     port._names port._documents port._expects port._hook port._rewrite
     port._port port._run port._cli port __main__""",
@@ -86,6 +87,7 @@ APART = {
 KNOWS_HAIKU = {
   'core._haiku',
   'core._run',
+  'interop.comparison',
   'interop.functions',
   'linen.module',
   'linen._module.haiku_binding',
@@ -94,7 +96,16 @@ KNOWS_HAIKU = {
 }
 
 # What jax, dm-haiku and optax bring along.
-RUN_TIME = {'jax', 'jaxlib', 'haiku', 'optax', 'numpy', 'absl', 'opt_einsum'}
+RUN_TIME = {
+  'absl',
+  'haiku',
+  'jax',
+  'jaxlib',
+  'ml_dtypes',
+  'numpy',
+  'opt_einsum',
+  'optax',
+}
 
 
 @dataclasses.dataclass(frozen=True)
