@@ -61,8 +61,11 @@ def register_exclusion(path):
   Args:
     path: the path; a module passes its `__file__`.
   """
-  _exclusions.add(os.path.abspath(path))
+  path = os.path.abspath(path)
+  _exclusions.add(path)
   if _hidden:
+    # JAX compares beginnings: `haiku/` is not to hide `haiku_state/` as well.
+    path = os.path.join(path, '') if os.path.isdir(path) else path
     source_info_util.register_exclusion(path)
 
 
@@ -192,3 +195,6 @@ def _attach_as_cause(
   cause.__context__ = error.__context__
   cause.__suppress_context__ = error.__suppress_context__
   error.__cause__ = cause
+
+
+register_exclusion(__file__)

@@ -1,5 +1,8 @@
 """The functional core: scopes, variables, and functions of them."""
 
+import os as _os
+
+from haiku_state import traceback_util as _traceback_util
 from haiku_state.core import axes_scan as axes_scan
 from haiku_state.core import filters as filters
 from haiku_state.core import frozen_dict as frozen_dict
@@ -39,3 +42,5 @@ from haiku_state.core.scope import lazy_init as lazy_init
 from haiku_state.core.tracers import check_trace_level as check_trace_level
 from haiku_state.core.tracers import current_trace as current_trace
 from haiku_state.typing import Array as Array
+
+_traceback_util.register_exclusion(_os.path.dirname(__file__))

@@ -15,6 +15,7 @@ every string, so what is no identifier is escaped: `layer-1` is `layer_0x2d_1`.
 from __future__ import annotations
 
 import functools
+import os
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -26,7 +27,11 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
+from haiku_state import traceback_util
 from haiku_state.core.frozen_dict import FrozenDict
+
+# Each call of a module goes through Haiku, several frames deep.
+traceback_util.register_exclusion(os.path.dirname(hk.__file__))
 
 # Two levels: by the name of the module, by the name of the value.
 Bundles = Any

@@ -12,7 +12,7 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 
-from haiku_state import core, errors, ids
+from haiku_state import core, errors, ids, traceback_util
 from haiku_state.core.filters import CollectionFilter
 from haiku_state.core.scope import Scope, Variable
 from haiku_state.linen._module import calls, methods, submodules
@@ -57,6 +57,8 @@ from haiku_state.linen._module.state import (
   SetupPhase,
 )
 from haiku_state.linen.kw_only_dataclasses import field
+
+traceback_util.register_exclusion(__file__)
 
 T = TypeVar('T')
 K = TypeVar('K')
@@ -612,6 +614,7 @@ class Module(hk.Module, metaclass=ModuleMeta):
 
   # --- Pure functions ---
 
+  @traceback_util.api_boundary
   def init(
     self,
     rngs: RNGs,
@@ -645,6 +648,7 @@ class Module(hk.Module, metaclass=ModuleMeta):
       **kwargs,
     )[1]
 
+  @traceback_util.api_boundary
   def init_with_output(
     self,
     rngs: RNGs,
@@ -672,6 +676,7 @@ class Module(hk.Module, metaclass=ModuleMeta):
     run = init_with_output(fn, self, mutable, capture_intermediates)
     return run(self._checked_rngs(rngs), *args, **kwargs)
 
+  @traceback_util.api_boundary
   def apply(
     self,
     variables: Mapping[str, Any],
@@ -706,6 +711,7 @@ class Module(hk.Module, metaclass=ModuleMeta):
     run = apply(fn, self, mutable, capture_intermediates)
     return run(variables, *args, **kwargs, rngs=rngs)
 
+  @traceback_util.api_boundary
   def lazy_init(
     self,
     rngs: RNGs,
