@@ -132,7 +132,9 @@ def raw_keys(nn, flax):
     split_rngs={'params': True, 'noise': True},
     in_axes=(None, 0),
   )
-  return bits(Mapped().init(keys, 0.0, X)), bits(nn.jit(Drawer)().init(keys, 0.0, X))
+  return bits(Mapped().init(keys, 0.0, X)), bits(
+    nn.jit(Drawer)().init(keys, 0.0, X)
+  )
 
 
 @programs
@@ -229,7 +231,10 @@ def in_and_out_axes(nn, flax):
   looped = Looped().init(KEY, 0.0, X)
   given = {'given': {'scale': jnp.arange(3.0)}}
   per_step = {'given': {'Foo_0': {'scale': jnp.arange(6.0).reshape(2, 3)}}}
-  params, looped_params = {'params': variables['params']}, {'params': looped['params']}
+  params, looped_params = (
+    {'params': variables['params']},
+    {'params': looped['params']},
+  )
   return (
     variables,
     Mapped().apply({**params, **given}, X, mutable=['seen']),
@@ -320,9 +325,7 @@ def keywords_are_not_for_vmap_and_scan(nn, flax):
     warnings.simplefilter('always')
     y = Mapped().init_with_output(KEY, X, scale=3.0)
   return y, [
-    (w.category, str(w.message))
-    for w in caught
-    if w.category is RuntimeWarning
+    (w.category, str(w.message)) for w in caught if w.category is RuntimeWarning
   ]
 
 
@@ -413,9 +416,7 @@ def broadcast_inputs_and_outputs(nn, flax):
       in_axes=(nn.broadcast, 0, {'a': nn.broadcast}),
       **options,
     )
-    return Lifted().init_with_output(
-      KEY, X[0], 2.0, X, {'a': jnp.ones((3,))}
-    )
+    return Lifted().init_with_output(KEY, X[0], 2.0, X, {'a': jnp.ones((3,))})
 
   return [
     attempt(results, out_axes=(nn.broadcast, 0, {'b': 1})),
@@ -448,7 +449,9 @@ def broadcast_variables_must_not_change(nn, flax):
   return [
     attempt(results, Step),
     attempt(results, functools.partial(Step, 1.0)),
-    attempt(results, functools.partial(Step, 1.0), check_constancy_invariants=False),
+    attempt(
+      results, functools.partial(Step, 1.0), check_constancy_invariants=False
+    ),
   ]
 
 
@@ -490,9 +493,11 @@ def data_transform(nn, flax):
     data_transform=change,
   )
   variables = Lifted().init(KEY, X[0], X)
-  return variables, Lifted().apply(variables, X[0], X), [
-    (str(s).replace('PyTreeDef', ''), n) for s, n in seen[-1:]
-  ]
+  return (
+    variables,
+    Lifted().apply(variables, X[0], X),
+    [(str(s).replace('PyTreeDef', ''), n) for s, n in seen[-1:]],
+  )
 
 
 @programs
@@ -513,7 +518,11 @@ def scan_in_a_scan_and_vmap_of_that(nn, flax):
 
   Outer = nn.scan(Middle, {'params': 1}, split_rngs={'params': True})
   Mapped = nn.vmap(
-    Outer, {'params': 0}, split_rngs={'params': True}, in_axes=(None, None), axis_size=2
+    Outer,
+    {'params': 0},
+    split_rngs={'params': True},
+    in_axes=(None, None),
+    axis_size=2,
   )
   xs = jnp.arange(12.0).reshape(2, 2, 3)
   y, variables = Mapped().init_with_output(KEY, X[0], xs)

@@ -255,9 +255,7 @@ def map_variables_sees_boxes(nn, flax):
     seen.append(described(nn, tree))
     return tree
 
-  Lifted = nn.map_variables(
-    boxed_dense(nn), 'params', look, look, init=True
-  )
+  Lifted = nn.map_variables(boxed_dense(nn), 'params', look, look, init=True)
   variables = Lifted().init(KEY, X)
   return described(nn, variables), seen
 

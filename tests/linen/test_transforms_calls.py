@@ -45,7 +45,9 @@ def while_loop(nn, flax):
       )
 
   keys = {'params': KEY, 'loop': jax.random.key(1)}
-  y, variables = Foo().apply({'params': {'inc': 1}}, 3, mutable=['state'], rngs=keys)
+  y, variables = Foo().apply(
+    {'params': {'inc': 1}}, 3, mutable=['state'], rngs=keys
+  )
   return y, variables
 
 
@@ -145,9 +147,11 @@ def switch(nn, flax):
       return nn.switch(index, fns, self, x)
 
   y, variables = Foo().init_with_output(KEY, X, 1)
-  return y, variables, [
-    Foo().apply(variables, X, i, mutable='state') for i in (-1, 0, 2, 7)
-  ]
+  return (
+    y,
+    variables,
+    [Foo().apply(variables, X, i, mutable='state') for i in (-1, 0, 2, 7)],
+  )
 
 
 @programs
@@ -156,7 +160,9 @@ def heads_by_switch(nn, flax):
     @nn.compact
     def __call__(self, x, index):
       def head_fn(features):
-        return lambda mdl, x: mdl(features)(x) if False else make(mdl, features, x)
+        return lambda mdl, x: (
+          mdl(features)(x) if False else make(mdl, features, x)
+        )
 
       def make(mdl, features, x):
         for i, f in enumerate(features):
@@ -253,7 +259,9 @@ def vmap_and_cond_pass_modules_through(nn, flax):
     def __call__(self, x):
       dense = nn.Dense(3)
       dense(x)
-      return nn.cond(True, lambda m, x: dense_of(m)(x), lambda m, x: x, dense, x)
+      return nn.cond(
+        True, lambda m, x: dense_of(m)(x), lambda m, x: x, dense, x
+      )
 
   def dense_of(m):
     return m
@@ -321,8 +329,10 @@ def vjp_with_options(nn, flax):
 
       user = User(shared)
       y, bwd = nn.vjp(lambda m, x: m(x), user, x, multi_scope=True)
-      return y, bwd(jnp.ones_like(y)), attempt(
-        nn.vjp, lambda m, x: m(x), user, x
+      return (
+        y,
+        bwd(jnp.ones_like(y)),
+        attempt(nn.vjp, lambda m, x: m(x), user, x),
       )
 
   return Foo().init_with_output(KEY, X), Two().init_with_output(KEY, X)
@@ -355,9 +365,7 @@ def jvp(nn, flax):
     @nn.compact
     def __call__(self, x):
       bar = Bar()
-      vars_t = jax.tree.map(
-        jnp.ones_like, bar.variables.get('params', {})
-      )
+      vars_t = jax.tree.map(jnp.ones_like, bar.variables.get('params', {}))
       _, out_t = nn.jvp(
         Bar.__call__, bar, (x,), (jnp.zeros_like(x),), {'params': vars_t}
       )

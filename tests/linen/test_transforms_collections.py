@@ -51,7 +51,11 @@ def tied_autoencoder(nn, flax):
   ae = TiedAutoencoder(latents=4, features=3)
   variables = ae.init(KEY, X)
   z = ae.apply(variables, X, method=ae.encode)
-  return variables, ae.apply(variables, X), ae.apply(variables, z, method='decode')
+  return (
+    variables,
+    ae.apply(variables, X),
+    ae.apply(variables, z, method='decode'),
+  )
 
 
 @programs
@@ -133,7 +137,14 @@ def map_variables_with_filters_of_the_rest(nn, flax):
 @programs
 def map_variables_changes_names(nn, flax):
   def rename(tree):
-    return {**{k: v for k, v in tree.items() if k != 'kernel'}, 'weights': tree['kernel']} if 'kernel' in tree else tree
+    return (
+      {
+        **{k: v for k, v in tree.items() if k != 'kernel'},
+        'weights': tree['kernel'],
+      }
+      if 'kernel' in tree
+      else tree
+    )
 
   def back(tree):
     tree = dict(tree.get('params', tree))
@@ -172,7 +183,13 @@ def some_collections_and_keys_do_not_go_in(nn, flax):
 
   out = []
   for lift in (nn.jit, nn.remat):
-    for cols in (True, ['params', 'a', 'b'], ['params', 'a'], flax.core.DenyList('b'), False):
+    for cols in (
+      True,
+      ['params', 'a', 'b'],
+      ['params', 'a'],
+      flax.core.DenyList('b'),
+      False,
+    ):
       Lifted = lift(count_of(nn), variables=cols)
       out.append(attempt(Lifted().apply, given, X, mutable=['a', 'b']))
       out.append(attempt(Lifted().init, KEY, X))
@@ -197,8 +214,12 @@ def mutable_is_seen_inside(nn, flax):
     yield functools.partial(nn.jit, variables=['a'])
     yield functools.partial(nn.remat, rngs='a')
     yield functools.partial(
-      nn.vmap, variable_axes={'a': 0}, split_rngs={'a': True}, axis_size=2,
-      in_axes=None, out_axes=None,
+      nn.vmap,
+      variable_axes={'a': 0},
+      split_rngs={'a': True},
+      axis_size=2,
+      in_axes=None,
+      out_axes=None,
     )
     yield functools.partial(nn.map_variables, mapped_collections='a')
 
@@ -220,7 +241,9 @@ def intermediates_of_lifted_modules(nn, flax):
     def __call__(self, x):
       y = nn.Dense(3)(x)
       self.sow('intermediates', 'h', y)
-      self.sow('sums', 's', y.sum(), reduce_fn=lambda a, b: a + b, init_fn=lambda: 0.0)
+      self.sow(
+        'sums', 's', y.sum(), reduce_fn=lambda a, b: a + b, init_fn=lambda: 0.0
+      )
       return y
 
     def other(self, x):
@@ -318,9 +341,10 @@ def empty_collections_and_dicts_as_values(nn, flax):
       return v.value['a']
 
   return [
-    (lift(Foo)().init_with_output(KEY, X), attempt(
-      lift(Foo)().apply, {'empty': {}}, X, mutable=True
-    ))
+    (
+      lift(Foo)().init_with_output(KEY, X),
+      attempt(lift(Foo)().apply, {'empty': {}}, X, mutable=True),
+    )
     for lift in (lambda c: c, nn.jit, nn.remat)
   ]
 

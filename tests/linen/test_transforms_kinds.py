@@ -109,7 +109,9 @@ LIFTINGS = {
   ),
   'remat_scan': Lifting((('remat_scan', lambda nn: {'lengths': (2, 2)}),)),
   'map_variables': Lifting((('map_variables', transposed),)),
-  'add_metadata_axis': lifting('add_metadata_axis', variable_axes={'params': 0}),
+  'add_metadata_axis': lifting(
+    'add_metadata_axis', variable_axes={'params': 0}
+  ),
   'remat of jit': Lifting((jit, remat)),
   'jit of remat': Lifting((remat, jit)),
   'scan of remat': Lifting((remat, scan), True, looped),
@@ -276,7 +278,9 @@ def results(package, nn, make, chosen, in_setup, *, gradient):
     if not gradient:
       # Without `init` the tuple of `sow` grows, which a scan does not allow.
       apply = functools.partial(module.apply, rngs=KEYS, mutable=['stats'])
-      return plain(bits(variables)), plain(jax.eval_shape(apply, variables, *args))
+      return plain(bits(variables)), plain(
+        jax.eval_shape(apply, variables, *args)
+      )
     grads, out = jax.grad(loss, (0, 1), has_aux=True)(variables['params'], args)
     return plain(bits(variables)), plain(grads), plain(out)
 
