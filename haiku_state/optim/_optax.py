@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from haiku_state.optim._definition import (
@@ -42,10 +43,13 @@ class OptaxOptimizerDef(OptimizerDef):
     param_state: the class of the state of one parameter.
     optax_names: the name in the optax state of each field of ``param_state``.
       A field that the transformation does not have keeps its value.
+    keeps_numpy: whether NumPy computes where all arrays are NumPy's, which then
+      stay so. So it is in Flax where a rule uses no function of JAX.
   """
 
   param_state: ClassVar[Any] = tuple
   optax_names: ClassVar[dict[str, str]] = {}
+  keeps_numpy: ClassVar[bool] = False
 
   def transformation(self, hyper_params: Any) -> optax.GradientTransformation:
     """It returns the optax expression of these hyper-parameters."""
@@ -142,10 +146,12 @@ class OptaxOptimizerDef(OptimizerDef):
         for name in names
       ]
     )
-    params = tuple(map(jnp.asarray, params))
+    params = tuple(map(_as_array, params))
     updates: Any
     updates, optax_state = transformation.update(
-      tuple(grads), optax_state, params
+      tuple(map(_as_array if self.keeps_numpy else jnp.asarray, grads)),
+      optax_state,
+      params,
     )
     new = {
       fields[name]: leaves
@@ -201,8 +207,14 @@ def _replaced(state: Any, leaves: dict[str, Any]) -> Any:
   )
 
 
+def _as_array(x: Any) -> Any:
+  return x if hasattr(x, 'dtype') else jnp.asarray(x)
+
+
 def _with_dtype_of(old: Any, new: Any) -> Any:
-  dtype = jnp.result_type(old)
+  # JAX has no float64 unless it is told to; NumPy has.
+  both_numpy = isinstance(old, np.ndarray) and not isinstance(new, jax.Array)
+  dtype = old.dtype if both_numpy else jnp.result_type(old)
   return new if new.dtype == dtype else new.astype(dtype)
 
 

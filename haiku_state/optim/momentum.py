@@ -43,6 +43,7 @@ class Momentum(OptaxOptimizerDef):
 
   param_state = _MomentumParamState
   optax_names = {'momentum': 'trace'}
+  keeps_numpy = True
 
   def __init__(
     self,

@@ -28,6 +28,8 @@ class GradientDescent(OptaxOptimizerDef):
   {'w': Array([0.5, 0. ], dtype=float32)}
   """
 
+  keeps_numpy = True
+
   def __init__(self, learning_rate: Any = None):
     """It takes the hyper-parameter.
 

@@ -120,6 +120,29 @@ def test_targets(name, definition):
     np.testing.assert_allclose(leaf, 0.5, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+  'definition, stays',
+  [
+    (optim.GradientDescent(0.1), True),
+    (optim.Momentum(0.1, 0.2), True),
+    (optim.Adam(0.1), False),
+    (optim.LARS(0.1), False),
+  ],
+)
+def test_numpy_arrays_stay_where_the_rule_is_plain(definition, stays):
+  optimizer = definition.create(np.ones(1))
+  state = jax.tree.map(np.array, optimizer.state.param_states)
+  new, _ = definition.apply_gradient(
+    definition.hyper_params,
+    np.ones(1),
+    optim.OptimizerState(0, state),
+    np.array([3.0]),
+  )
+  assert isinstance(new, np.ndarray if stays else jax.Array)
+  if stays:
+    np.testing.assert_array_equal(new, np.array([0.7]))
+
+
 def test_replace_of_the_target():
   optimizer = optim.GradientDescent(0.5).create({'w': jnp.ones(2)})
   optimizer = optimizer.replace(target={'w': jnp.zeros(2)})
@@ -187,7 +210,7 @@ def test_a_subclass_may_change_the_state():
     jnp.ones(2), transformation.init(jnp.ones(2)), jnp.ones(2)
   )
   np.testing.assert_allclose(
-    1 + updates, optimizer.apply_gradient(jnp.ones(2)).target, rtol=1e-6
+    jnp.add(1, updates), optimizer.apply_gradient(jnp.ones(2)).target, rtol=1e-6
   )
 
 
