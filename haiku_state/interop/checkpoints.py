@@ -139,9 +139,12 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
     out = {}
     for name in file.files:
       try:
-        out[name] = file[name]
+        array = file[name]
       except Exception as e:
         raise ValueError(f'"{name}": {e}') from e
+      if not isinstance(array, np.ndarray):
+        raise ValueError(f'"{name}" is no array')
+      out[name] = array
     return out
 
 

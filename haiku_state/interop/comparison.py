@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from haiku_state.core.filters import DenyList
+from haiku_state.core.tracers import current_trace
 from haiku_state.interop.weights import Mappings, weights_from_haiku
 from haiku_state.linen.module import Module, intercept_methods
 
@@ -33,7 +34,7 @@ class LayerDifference:
     haiku: the name of the Haiku module, `output` for the whole.
     linen: the names of the linen module, joined by `/`.
     output: the largest difference of their outputs; None where one of them was
-      not called, NaN or infinite where theirs are, or where shapes differ.
+      not called, or only inside of a loop; NaN or infinite where theirs are, or where shapes differ.
     gradient: the largest difference of the gradients of their parameters, in
       Haiku's layout; of the inputs for the whole. None if there are none.
   """
@@ -214,15 +215,20 @@ def compare(
 def _haiku_outputs(
   mapping: Mappings, order: list[str]
 ) -> Iterator[dict[str, Any]]:
-  """Gathers what the mapped Haiku modules return, call after call."""
+  """Gathers what the mapped Haiku modules return, call after call.
+
+  What is returned inside of a loop cannot leave it.
+  """
   outputs: dict[str, list[Any]] = {}
+  outside = current_trace()
 
   def take(next_f, args, kwargs, context):
     out = next_f(*args, **kwargs)
     path = context.module.module_name
     if context.method_name == '__call__' and path in mapping:
-      outputs.setdefault(path, []).append(out)
       order.append(path)
+      if current_trace() == outside:
+        outputs.setdefault(path, []).append(out)
     return out
 
   with hk.intercept_methods(take):
@@ -234,11 +240,13 @@ def _linen_outputs(mapping: Mappings) -> Iterator[dict[str, Any]]:
   """Gathers what the mapped linen modules return, by Haiku's names."""
   names = {layer.names: path for path, layer in mapping.items()}
   outputs: dict[str, list[Any]] = {}
+  outside = current_trace()
 
   def take(next_f, args, kwargs, context):
     out = next_f(*args, **kwargs)
     path = names.get(tuple(context.module.path))
-    if context.method_name == '__call__' and path is not None:
+    is_call = context.method_name == '__call__' and path is not None
+    if is_call and current_trace() == outside:
       outputs.setdefault(path, []).append(out)
     return out
 
