@@ -107,7 +107,8 @@ def param_with_axes(
     ...   @nn.compact
     ...   def __call__(self, x):
     ...     return x * partitioning.param_with_axes(
-    ...       'scale', nn.initializers.ones, x.shape[-1:], axes=('embed',))
+    ...       'scale', jax.nn.initializers.ones, x.shape[-1:],
+    ...       axes=('embed',))
     >>> variables = Scale().init(jax.random.key(0), jnp.ones((1, 2)))
     >>> names = partitioning.get_axis_names(variables['params_axes'])
     >>> names['scale'] == jax.sharding.PartitionSpec('embed')
