@@ -1,9 +1,11 @@
 """The examples run, in a short form, and do what they say."""
 
+import importlib.util
 import pathlib
 import runpy
 
 import numpy as np
+import pytest
 
 EXAMPLES = pathlib.Path(__file__).parents[1] / 'examples'
 
@@ -28,3 +30,40 @@ def test_managing_parameters_and_state(tmp_path, capsys):
     assert 'No picture' in out
   else:
     assert picture.read_bytes().startswith(b'\x89PNG')
+
+
+@pytest.fixture
+def run_short(tmp_path, monkeypatch):
+  """It runs an example in its short form, as its folder's programs run."""
+  monkeypatch.syspath_prepend(EXAMPLES)
+  monkeypatch.chdir(tmp_path)
+
+  def run(name):
+    returned = runpy.run_path(str(EXAMPLES / name))['main'](['--short'])
+    if importlib.util.find_spec('matplotlib'):
+      picture = tmp_path / name.replace('.py', '.png')
+      assert picture.read_bytes().startswith(b'\x89PNG')
+    return returned
+
+  return run
+
+
+def test_digits(run_short):
+  pytest.importorskip('sklearn')
+  losses, accuracies = run_short('digits.py')
+  assert losses[-1] < losses[0]
+  assert accuracies[-1] > 0.5  # By chance it would be a tenth.
+
+
+def test_characters(run_short):
+  losses, said, error = run_short('characters.py')
+  assert losses[-1] < 0.9 * losses[0]
+  assert said.startswith('Apache L') and len(said) == 16
+  assert error < 1e-4  # The cache says what the whole text does.
+
+
+def test_sequence(run_short):
+  losses, answers, sums = run_short('sequence.py')
+  assert np.mean(losses[-5:]) < 0.5 * losses[0]
+  # Better than to answer with the mean always.
+  assert np.mean((answers - sums) ** 2) < 0.95 * np.var(sums)
