@@ -39,7 +39,7 @@ LAYERS = {
     linen.dtypes linen.initializers linen.activation linen.batch_apply
     linen.combinators linen.linear linen.fp8_ops linen.normalization
     linen.pooling linen.stochastic linen.attention linen.recurrent linen.spmd
-    linen.partitioning linen._yaml linen.summary linen.experimental
+    linen.partitioning linen.summary linen.experimental
     linen.experimental.layers_with_named_axes linen""",
   'training': """
     training training.common_utils training.dynamic_scale

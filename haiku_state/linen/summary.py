@@ -1,6 +1,6 @@
 """Tables of modules: what is called, on what, with which variables.
 
-The text is drawn by rich, which comes with the extra
+The text is drawn by rich and PyYAML, which come with the extra
 `pip install 'haiku_state[summary]'`.
 """
 
@@ -20,7 +20,6 @@ from haiku_state.core import meta
 from haiku_state.core.filters import CollectionFilter
 from haiku_state.core.frozen_dict import unfreeze
 from haiku_state.core.keys import LazyRng
-from haiku_state.linen import _yaml
 from haiku_state.linen._module.calls import DEFAULT_INIT_MUTABLE
 from haiku_state.linen._module.context import CallInfo, collecting_calls
 
@@ -207,7 +206,7 @@ def tabulate(
     A function of the arguments of the method that returns the table as text.
 
   Raises:
-    ImportError: rich is not installed.
+    ImportError: rich or PyYAML is not installed.
   """
   if mutable != DEFAULT_INIT_MUTABLE:
     # Otherwise it is left to `init`, which a class may have with fewer
@@ -392,18 +391,28 @@ def _import_rich() -> Any:
   """Returns the package rich.
 
   Raises:
-    ImportError: it is not installed. The message names the extra.
+    ImportError: it, or PyYAML, is not installed. The message names the extra.
   """
   try:
     import rich.console
     import rich.table
     import rich.text
+    import yaml  # noqa: F401  Cells are laid out with it.
   except ImportError as error:
     raise ImportError(
-      'Tables of modules need the package rich, which is not installed. Run'
-      " `pip install 'haiku_state[summary]'`."
+      'Tables of modules need the packages rich and PyYAML, which are not both'
+      " installed. Run `pip install 'haiku_state[summary]'`."
     ) from error
   return rich
+
+
+def _as_yaml(value: Any) -> str:
+  """Returns a tree of dicts and tuples, whose leaves are text, as a block."""
+  import yaml
+
+  text = yaml.safe_dump(value, default_flow_style=False, sort_keys=False)
+  # A lone value ends with a marker; quotes would only be noise in a cell.
+  return text.replace('\n...', '').replace("'", '').strip()
 
 
 # Names of methods that go without saying.
@@ -471,7 +480,7 @@ def _cell(value: Any) -> str:
   """Returns a tree of values as the text of a cell."""
   tree = _without_classes(value)
   shown = jax.tree.map(_text, tree, is_leaf=lambda x: x is None)
-  return '' if hasattr(shown, '__len__') and not shown else _yaml.dump(shown)
+  return '' if hasattr(shown, '__len__') and not shown else _as_yaml(shown)
 
 
 def _text(x: Any) -> str:

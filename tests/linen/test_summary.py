@@ -3,18 +3,15 @@
 import builtins
 import dataclasses
 import enum
-import io
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from module_compare import KEY, Programs, X, assert_same_as_flax, attempt
 
 import haiku_state.linen as nn
-from haiku_state.linen import _yaml, summary
+from haiku_state.linen import summary
 
 programs = Programs()
 WIDE = {'width': 200}
@@ -379,40 +376,3 @@ def test_a_table_costs_nothing_to_keep():
   assert row.inputs == summary._ArrayRepresentation(
     (2, 3), jnp.dtype('float32')
   )
-
-
-TEXTS = st.one_of(
-  st.text(st.characters(max_codepoint=300), max_size=8),
-  st.sampled_from(
-    [
-      'word ' * 30,
-      '[long] ' * 30,
-      "it's " * 30,
-      'é very ' * 20,
-      'Foo(\n    # attributes\n    act = tanh and more\n)' * 2,
-      'a: b',
-      '- a',
-      'x #y',
-      'a\nb\n\nc',
-      ' tail ',
-    ]
-  ),
-)
-KEYS = st.text('abcXYZ_é ', min_size=1, max_size=5)
-TREES = st.recursive(
-  TEXTS,
-  lambda inner: (
-    st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3)
-  ),
-  max_leaves=6,
-)
-
-
-@given(TREES)
-@settings(max_examples=200, deadline=None)
-def test_yaml_as_pyyaml_dumps_it(tree):
-  yaml = pytest.importorskip('yaml')
-  out = io.StringIO()
-  yaml.safe_dump(tree, out, default_flow_style=False, sort_keys=False)
-  expected = out.getvalue().replace('\n...', '').replace("'", '').strip()
-  assert _yaml.dump(tree) == expected
