@@ -33,7 +33,8 @@ LAYERS = {
     linen.kw_only_dataclasses linen._module linen._module.context
     linen._module.fields linen._module.haiku_binding linen._module.repr
     linen._module.state linen._module.submodules linen._module.methods
-    linen._module.metaclass linen._module.calls linen.module""",
+    linen._module.metaclass linen._module.calls linen._module.arguments
+    linen._module.sharing linen.module""",
   'transforms': 'linen._module.lifting linen.transforms',
   'layers': """
     linen.dtypes linen.initializers linen.activation linen.batch_apply

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import types
 import weakref
 from collections.abc import Callable, Mapping
@@ -16,6 +15,7 @@ from haiku_state import core, errors, ids, traceback_util
 from haiku_state.core.filters import CollectionFilter
 from haiku_state.core.scope import Scope, Variable
 from haiku_state.linen._module import calls, methods, submodules
+from haiku_state.linen._module.arguments import merge_param as merge_param
 from haiku_state.linen._module.calls import (
   DEFAULT_INIT_MUTABLE,
   CaptureFilter,
@@ -51,6 +51,10 @@ from haiku_state.linen._module.metaclass import ModuleMeta
 from haiku_state.linen._module.methods import compact as compact
 from haiku_state.linen._module.methods import nowrap as nowrap
 from haiku_state.linen._module.repr import module_repr
+from haiku_state.linen._module.sharing import (
+  compact_name_scope as compact_name_scope,
+)
+from haiku_state.linen._module.sharing import share_scope as share_scope
 from haiku_state.linen._module.state import (
   UNINITIALIZED,
   ModuleState,
@@ -909,31 +913,6 @@ def wrap_method_once(fun: Callable[..., Any]) -> Callable[..., Any]:
   return methods.wrap_method_once(fun, Module)
 
 
-def merge_param(name: str, a: T | None, b: T | None) -> T:
-  """Returns the one of two values that is given: a field or an argument.
-
-  Args:
-    name: what it is, for the error.
-    a: the value of the constructor, or None.
-    b: the value of the call, or None.
-
-  Raises:
-    ValueError: both are given, or neither.
-  """
-  if a is not None and b is not None:
-    raise ValueError(
-      f'Parameter "{name}" was passed to the constructor and at call time.'
-      ' Should be passed just once.'
-    )
-  if a is not None:
-    return a
-  if b is not None:
-    return b
-  raise ValueError(
-    f'Parameter "{name}" must be passed to the constructor or at call time.'
-  )
-
-
 class CompactNameScope(Module):
   """The submodule that a method marked by `compact_name_scope` runs in."""
 
@@ -944,69 +923,3 @@ class CompactNameScope(Module):
   @compact
   def __call__(self, *args: Any, **kwargs: Any) -> Any:
     return self.fn(self.module_fn(), *args, **kwargs)
-
-
-def compact_name_scope(fun: Callable[..., Any]) -> Callable[..., Any]:
-  """Marks a method that may make submodules, in a scope of the method's name.
-
-  A class may have several, beside a compact one.
-
-  Args:
-    fun: the method.
-  """
-
-  @functools.wraps(fun)
-  def wrapper(self, *args, **kwargs):
-    name = fun.__name__
-    if not hasattr(self, '_compact_name_scope_modules'):
-      raise ValueError(
-        f'Cannot call compact_name_scope method {name!r} on a Module that has'
-        f' not been setup. This is likely because you are calling {name!r} from'
-        ' outside of init or apply.'
-      )
-    return self._compact_name_scope_modules[name](*args, **kwargs)
-
-  wrapper.compact_name_scope = True  # type: ignore[attr-defined]
-  wrapper.inner_fun = fun  # type: ignore[attr-defined]
-  wrapper.nowrap = True  # type: ignore[attr-defined]
-  return wrapper
-
-
-def share_scope(module: Module, other: Module, /) -> None:
-  """Makes two modules use one scope, so that their names do not nest.
-
-  If `other` is below `module`, it takes its scope; otherwise `module` takes
-  that of `other`. Submodules come along.
-
-  Args:
-    module: a bound module.
-    other: another.
-
-  Raises:
-    CallShareScopeOnUnboundModuleError: one of them is unbound.
-    ValueError: both have a submodule of the same name.
-  """
-  if module.scope is None or other.scope is None:
-    raise errors.CallShareScopeOnUnboundModuleError()
-  below: Scope | None = other.scope
-  while below is not None and below is not module.scope:
-    below = below.parent
-  if below is None:
-    moved, scope = module, other.scope
-  else:
-    moved, scope = other, module.scope
-  old = moved.scope
-  _move(moved, scope)
-  for child in moved._state.children.values():
-    if isinstance(child, Module) and child.scope and child.scope.parent == old:
-      if isinstance(child.scope.name, str):
-        scope.reserve(child.scope.name)
-      child.scope._move_below(scope)
-      if 'module_name' in child.__dict__:
-        vars(child)['module_name'] = child.scope.haiku_path
-
-
-def _move(module: Module, scope: Scope) -> None:
-  vars(module)['scope'] = scope
-  if 'module_name' in module.__dict__:
-    vars(module)['module_name'] = scope.haiku_path
