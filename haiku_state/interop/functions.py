@@ -56,7 +56,7 @@ class HaikuFunction(Module):
     params, state = self._read()
     out, new = self._guarded(fn, params, state, self._key(), *args, **kwargs)
     if not self.is_initializing():
-      self._write(state, new)
+      self._write(new)
     return out
 
   @nowrap
@@ -70,7 +70,13 @@ class HaikuFunction(Module):
     tree = trees.from_haiku(params).get('params', {})
     for name, value in tree.items():
       self.put_variable('params', name, value)
-    self._write({}, state)
+    self._write(state)
+
+  @nowrap
+  def _collection_of(self, path: str, key: str) -> str:
+    """Returns the collection of a value of Haiku's state."""
+    col = self.collection
+    return col if isinstance(col, str) else col(path, key)
 
   @nowrap
   def _read(self) -> tuple[trees.Bundles, trees.Bundles]:
@@ -78,29 +84,39 @@ class HaikuFunction(Module):
     params, _ = trees.to_haiku({'params': own.get('params', {})})
     state: trees.Bundles = {}
     for col, tree in own.items():
-      if col not in _NO_STATE:
-        _, part = trees.to_haiku({'state': tree})
-        for path, bundle in part.items():
-          state.setdefault(path, {}).update(bundle)
+      if col in _NO_STATE or not tree:
+        continue
+      # As Haiku's own, and as that of a linen-style module in the function.
+      _, plain = trees.to_haiku({'state': tree})
+      _, named = trees.to_haiku({col: tree})
+      for path, bundle in plain.items():
+        for (key, value), full in zip(bundle.items(), named[path]):
+          is_haikus = self._collection_of(path, key) == col
+          state.setdefault(path, {})[key if is_haikus else full] = value
     return _filled(params), _filled(state)
 
   @nowrap
-  def _write(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+  def _write(self, new: Mapping[str, Any]) -> None:
     """Puts what has changed, and what is new, into its collection."""
     parts: dict[str, trees.Bundles] = {}
-    changed: set[tuple[str, str]] = set()
     for path, bundle in new.items():
       for key, value in bundle.items():
-        col = self.collection
-        col = col if isinstance(col, str) else col(path, key)
-        parts.setdefault(col, {}).setdefault(path, {})[key] = value
-        before = old.get(path, {})
-        if key not in before or before[key] is not value:
-          changed.add((col, key if path == '~' else path.split('/')[0]))
+        col, _, name = key.rpartition(':')
+        if not col:
+          col = self._collection_of(path, key)
+        elif self._collection_of(path, name) == col:
+          raise ValueError(
+            f'The Haiku function has a linen-style module with state in "{col}",'
+            ' the collection that was chosen for the state of Haiku modules.'
+            ' Pass another `collection=`.'
+          )
+        parts.setdefault(col, {}).setdefault(path, {})[name] = value
+    own = self.variables
     for col, bundles in parts.items():
       tree = trees.from_haiku({}, bundles)['state']
+      before = own.get(col, {})
       for name, value in tree.items():
-        if (col, name) in changed:
+        if not _is_same(value, before.get(name)):
           self.put_variable(col, name, value)
 
   @nowrap
@@ -123,6 +139,13 @@ class HaikuFunction(Module):
         f'{type(self).__name__} at "/{"/".join(self.path)}" needs a key for its'
         f' Haiku function. Pass rngs={{{stream!r}: key}}.'
       ) from e
+
+
+def _is_same(a: Any, b: Any) -> bool:
+  """Returns whether two nested dicts have the same objects as leaves."""
+  if not isinstance(a, dict) or not isinstance(b, Mapping):
+    return a is b
+  return a.keys() == b.keys() and all(_is_same(a[k], b[k]) for k in a)
 
 
 def _filled(bundles: trees.Bundles) -> trees.Bundles:

@@ -7,7 +7,6 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from haiku_state import interop
 
