@@ -153,7 +153,7 @@ def test_errors_name_the_path(name):
 
 
 @pytest.mark.parametrize(
-  'name', set(ERRORS) - {'keys of FrozenDict', 'field of struct'}
+  'name', sorted(set(ERRORS) - {'keys of FrozenDict', 'field of struct'})
 )
 def test_errors_are_those_of_flax(name):
   flax_serialization = pytest.importorskip('flax.serialization')
