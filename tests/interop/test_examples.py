@@ -64,7 +64,7 @@ def check(f, weights, module, mapping, x, train_name, linen_kwargs):
 
 def test_resnet():
   resnet = load('resnet')
-  blocks, channels = (1, 1, 1, 1), (8, 8, 16, 16)
+  blocks, channels = (2, 1, 0, 0), (8, 8, 8, 8)
   f = hk.transform_with_state(
     lambda x, is_training: hk.nets.ResNet(
       blocks, 3, channels_per_group=channels
@@ -109,7 +109,7 @@ def test_resnet50_has_a_place_for_every_weight():
 
 def test_transformer():
   transformer = load('transformer')
-  config = transformer.Config(11, 8, 2, 12, 2)
+  config = transformer.Config(11, 8, 2, 12, depth=1)
   f = hk.with_empty_state(
     hk.transform(lambda x, train: transformer.haiku_encoder(x, config, train))
   )

@@ -4,6 +4,7 @@ Each row has a Haiku layer, its linen counterpart, and the row of a mapping.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import haiku as hk
@@ -31,7 +32,7 @@ INIT = hk.initializers.RandomNormal(0.3)
 NORM = {'epsilon': 1e-5, 'use_fast_variance': False}
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class Pair:
   """Two layers that are equal when they have the same weights."""
 
@@ -179,6 +180,7 @@ class Model(nn.Module):
     return self.fn(x)
 
 
+@functools.cache
 def init_haiku(pair):
   f = hk.transform_with_state(pair.haiku)
   params, state = f.init(KEY, pair.x)
@@ -220,6 +222,7 @@ def test_outputs_and_gradients_are_equal(pair):
   def haiku(params, x):
     return f.apply(params, state, None, x)[0]
 
+  linen, haiku = jax.jit(linen), jax.jit(haiku)
   assert_close(linen(params, pair.x), haiku(params, pair.x))
   assert_close(
     gradients(linen, params, pair.x), gradients(haiku, params, pair.x), 1e-4
