@@ -367,7 +367,9 @@ def test_unknown_hyper_parameter(name):
   assert 'learning_rate' in str(error.value)
 
 
-NEED_A_RATE = pytest.mark.parametrize('name', sorted(set(MAKERS) - {'own class'}))
+NEED_A_RATE = pytest.mark.parametrize(
+  'name', sorted(set(MAKERS) - {'own class'})
+)
 
 
 @NEED_A_RATE
