@@ -1,1 +1,1 @@
-"""."""
+"""Training loops' parts: train state, checkpoints, schedules."""

@@ -1,1 +1,1 @@
-"""."""
+"""Layers that are not settled yet."""
