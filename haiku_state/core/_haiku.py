@@ -332,7 +332,13 @@ def at(path: str, fn: Callable[..., Any], *args: Any) -> Any:
   """
   if hk.current_name() == path:
     return fn(*args)
-  with hk.name_scope(hk.force_name(path)):
+  # The scope is a module, which would describe itself at half of the cost.
+  was = hk_experimental.module_auto_repr(False)
+  try:
+    scope = hk.name_scope(hk.force_name(path))
+  finally:
+    hk_experimental.module_auto_repr(was)
+  with scope:
     return fn(*args)
 
 
@@ -484,9 +490,17 @@ def frame_variables(root: str) -> dict[str, Any]:
 
   The cost grows with all that the frame holds.
   """
+  params, names = hk.get_params(), hk.get_current_state()
+  # Inside of `hk.scan` and the like the values there are those from outside.
+  state = {
+    path: at(path, _current_values, bundle)
+    for path, bundle in below(names, root).items()
+  }
+  return from_haiku(below(params, root), state, root)
 
-  params, state = hk.get_params(), hk.get_current_state()
-  return from_haiku(below(params, root), below(state, root), root)
+
+def _current_values(names: Any) -> dict[str, Any]:
+  return {key: hk.get_state(key) for key in names}
 
 
 def is_below(path: str, root: str) -> bool:
@@ -615,3 +629,9 @@ def haiku_rng(rng: jax.Array) -> jax.Array:
   # A key that is not traced must not get into the program that is.
   with jax.ensure_compile_time_eval():
     return jax.random.wrap_key_data(rng)
+
+
+def rng_was_used(rng: jax.Array) -> bool:
+  """Returns whether a run that began with this key has drawn from it."""
+  state = hk.maybe_get_rng_sequence_state()
+  return state is None or state[0] is not rng or bool(state[1])

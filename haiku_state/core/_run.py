@@ -113,8 +113,10 @@ def execute(roots: Sequence[Scope], body: Callable[[], Any]) -> Any:
   entered = [_Entered(scope) for scope in resting]
   params = _merged(e.params for e in entered)
   state = _merged(e.state for e in entered)
-  rngs = map(_rng_of, resting)
-  rng = next((rng for rng in rngs if rng is not None), None)
+  with_rngs = [scope for scope in resting if scope._streams]
+  rng = _rng_of(with_rngs[0]) if with_rngs else None
+  if rng is not None:
+    body = functools.partial(_count_rng, with_rngs[0], rng, body)
   for e in entered:
     e.run.store = e.frame
   _active.runs.append(entered)
@@ -128,6 +130,8 @@ def execute(roots: Sequence[Scope], body: Callable[[], Any]) -> Any:
         if e.initializing:
           e.frame.take_first(state, first)
     else:
+      for e in entered:
+        e.frame.fixed = e.params
       out, state = _haiku.run_apply(params, state, rng, body)
   finally:
     _active.runs.pop()
@@ -196,13 +200,26 @@ def _merged(bundles: Any) -> Any:
   return first
 
 
-def _rng_of(root: Scope) -> jax.Array | None:
-  """Returns the key for Haiku's own modules.
+# Among a scope's counts of keys: the runs in which Haiku's modules drew keys.
+_HAIKU_RUNS = 'haiku_runs'
+
+
+def _rng_of(root: Scope) -> jax.Array:
+  """Returns the key for Haiku's own modules, another one for each run.
 
   They know one stream: `params` if it is given, else the first by name.
   """
   streams = root._streams
-  if not streams:
-    return None
   name = 'params' if 'params' in streams else min(streams)
-  return _haiku.haiku_rng(streams[name].as_jax_rng())
+  rng = _haiku.haiku_rng(streams[name].as_jax_rng())
+  count = root.rng_counters.get(_HAIKU_RUNS, 0)
+  return jax.random.fold_in(rng, count) if count else rng
+
+
+def _count_rng(root: Scope, rng: jax.Array, body: Callable[[], Any]) -> Any:
+  """Calls `body`, and counts the run if it drew from Haiku's keys."""
+  out = body()
+  if _haiku.rng_was_used(rng):
+    count = root.rng_counters.get(_HAIKU_RUNS, 0)
+    root.rng_counters[_HAIKU_RUNS] = count + 1
+  return out

@@ -150,6 +150,9 @@ class InRun(_Tree):
     # What a new value has put out of the tree, by bundle and key.
     self.dropped: set[tuple[str, str]] = set()
     self.touched: Touched = set()
+    # Parameters that do not change in this run. A transform takes them from
+    # here: once, and before anybody's getters, which see them inside of it.
+    self.fixed: _haiku.Bundles | None = None
     # State that Haiku's modules made, by bundle and key.
     self.by_haiku: set[tuple[str, str]] = set()
     # Whether there is any name that was not there at the start.
@@ -350,9 +353,24 @@ class InRun(_Tree):
     path = scope.haiku_path
     levels = {col: self.level(scope, col) for col in self.tree}
     return {
-      col: self._read_level(path, col, level)
+      col: self._given_level(path, level)
+      if col == 'params' and self.fixed is not None
+      else self._read_level(path, col, level)
       for col, level in levels.items()
       if isinstance(level, dict)
+    }
+
+  def _given_level(self, path: str, level: dict[str, Any]) -> dict[str, Any]:
+    """Returns the parameters below a module, as the run was given them."""
+    assert self.fixed is not None
+    bundle = self.fixed.get(path, _NOTHING)
+    return {
+      name: self._given_level(f'{path}/{_haiku.escape_module(name)}', leaf)
+      if isinstance(leaf, dict)
+      else None
+      if leaf is _haiku.NONE
+      else bundle[_haiku.escape_key(name)]
+      for name, leaf in level.items()
     }
 
   def complete(self, variables: dict[str, Any], mutable) -> None:

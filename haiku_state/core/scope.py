@@ -436,7 +436,8 @@ class Scope:
         raise errors.InvalidRngError(f'{self.name} needs PRNG for "{name}"')
       name = 'params'
     self._check_usable()
-    count = self.rng_counters[name] + 1
+    # Where keys come from Haiku, a scope has no streams until it is lifted.
+    count = self.rng_counters.get(name, 0) + 1
     self.rng_counters[name] = count
     return stream.rng, (*stream.suffix, *self._suffix, count)
 
