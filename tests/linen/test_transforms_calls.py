@@ -304,7 +304,6 @@ def vjp_with_options(nn, flax):
 
       def with_aux(m, x):
         y = m(x)
-        self.sow
         return y, {'sum': y.sum()}
 
       y, bwd, aux = nn.vjp(with_aux, dense, x, has_aux=True)

@@ -304,7 +304,7 @@ def rows():
 @pytest.mark.parametrize(('make', 'chosen', 'in_setup'), rows())
 def test_as_flax(make, chosen, in_setup):
   flax = pytest.importorskip('flax')
-  import flax.linen
+  import flax.linen  # noqa: F811
 
   import haiku_state
   import haiku_state.linen
