@@ -48,13 +48,12 @@ def looped(x):
   return x, jnp.stack([x, x + 1])
 
 
-def transposed(nn):
-  turn = functools.partial(jax.tree.map, jnp.transpose)
+def doubled(nn):
   return {
-    'mapped_collections': 'params',
-    'trans_in_fn': turn,
-    'trans_out_fn': turn,
-    'init': True,
+    'mapped_collections': 'stats',
+    'trans_in_fn': functools.partial(jax.tree.map, lambda x: x * 2),
+    'trans_out_fn': functools.partial(jax.tree.map, lambda x: x / 2),
+    'mutable': True,
   }
 
 
@@ -108,7 +107,7 @@ LIFTINGS = {
     args=lambda x: (x, jnp.stack([x, x + 1], 1)),
   ),
   'remat_scan': Lifting((('remat_scan', lambda nn: {'lengths': (2, 2)}),)),
-  'map_variables': Lifting((('map_variables', transposed),)),
+  'map_variables': Lifting((('map_variables', doubled),)),
   'add_metadata_axis': lifting(
     'add_metadata_axis', variable_axes={'params': 0}
   ),
@@ -119,7 +118,7 @@ LIFTINGS = {
     (remat, scan, vmap), True, lambda x: jax.tree.map(stack, looped(x))
   ),
   'jit of vmap of map_variables': Lifting(
-    (('map_variables', transposed), vmap, jit), args=stacked
+    (('map_variables', doubled), vmap, jit), args=stacked
   ),
 }
 # These have no argument `methods`, or pass none of theirs on by method.
@@ -295,7 +294,10 @@ def rows():
         continue
       for in_setup in (False, True):
         # Of the other rows either one or the other, which takes half the time.
-        if name not in ('jit', 'vmap', 'scan') and (i + j) % 2 == in_setup:
+        if name != 'vmap' and (i + j) % 2 == in_setup:
+          continue
+        # There Flax looks for the axis in what `setup` reads, and so do we.
+        if in_setup and name.endswith('of map_variables'):
           continue
         how = 'setup' if in_setup else 'compact'
         yield pytest.param(make, chosen, in_setup, id=f'{name}, {kind}, {how}')
