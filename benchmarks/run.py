@@ -63,9 +63,9 @@ def tasks(program: Program, inputs: Any) -> dict[str, Callable[[], Any]]:
     'init trace': lambda: jax.make_jaxpr(lambda k: program.init(k, *inputs))(
       key
     ),
-    'apply trace': lambda: jax.make_jaxpr(
-      lambda v: program.apply(v, *inputs)
-    )(variables),
+    'apply trace': lambda: jax.make_jaxpr(lambda v: program.apply(v, *inputs))(
+      variables
+    ),
     'un-jitted apply': lambda: jax.block_until_ready(
       program.apply(variables, *inputs)
     ),

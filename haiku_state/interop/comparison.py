@@ -225,7 +225,9 @@ def _haiku_outputs(
   def take(next_f, args, kwargs, context):
     out = next_f(*args, **kwargs)
     path = context.module.module_name
-    if context.method_name == '__call__' and path in mapping:
+    if (
+      path is not None and context.method_name == '__call__' and path in mapping
+    ):
       order.append(path)
       if current_trace() == outside:
         outputs.setdefault(path, []).append(out)
@@ -245,8 +247,9 @@ def _linen_outputs(mapping: Mappings) -> Iterator[dict[str, Any]]:
   def take(next_f, args, kwargs, context):
     out = next_f(*args, **kwargs)
     path = names.get(tuple(context.module.path))
-    is_call = context.method_name == '__call__' and path is not None
-    if is_call and current_trace() == outside:
+    if path is None or context.method_name != '__call__':
+      return out
+    if current_trace() == outside:
       outputs.setdefault(path, []).append(out)
     return out
 

@@ -35,7 +35,7 @@ DType = Any
 OVERWRITE_WITH_GRADIENT = '_overwrite_with_gradient'
 
 # An array of an extended dtype can live outside of `jax.jit`, too.
-CAN_USE_EARRAY = True
+CAN_USE_EARRAY = jax.__version_info__ < (0, 12)
 
 
 class Fp8MetaTyRules:
@@ -89,7 +89,12 @@ class Fp8MetaTyRules:
     """What makes an array of the buffers that a computation returns."""
 
     def array_of(buffers):
-      array = jax.make_array_from_single_device_arrays(
+      if not CAN_USE_EARRAY:
+        raise NotImplementedError(
+          f'On this version of JAX, arrays of dtype {aval.dtype} exist inside'
+          ' of `jax.jit` only: call the function that converts to it there.'
+        )
+      array: Any = jax.make_array_from_single_device_arrays(
         aval.shape, out_sharding, buffers, dtype=aval.dtype.float_dtype
       )
       array.aval = aval

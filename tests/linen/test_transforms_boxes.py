@@ -1,6 +1,5 @@
 """Semantics 15, below lifted transforms: boxes are told of mapped axes."""
 
-import functools
 
 import jax
 import jax.numpy as jnp
