@@ -277,31 +277,6 @@ def a_custom_vjp_over_several_scopes(nn, flax):
   return Top().init_with_output(KEY, X)[0]
 
 
-@programs
-def jax_transforms_around_modules(nn, flax):
-  class Foo(nn.Module):
-    how: str
-
-    @nn.compact
-    def __call__(self, x):
-      dense = nn.Dense(3)
-      if self.how == 'jit, new':
-        return jax.jit(lambda x: dense(x))(x)
-      if self.how == 'grad, new':
-        return jax.grad(lambda x: dense(x).sum())(x)
-      if self.how == 'jit, made':
-        return jax.jit(lambda x: nn.Dense(2)(x))(x)
-      if self.how == 'vmap, state':
-        return jax.vmap(lambda x: self.put_variable('state', 'x', x.sum()))(x)
-      if self.how == 'jit, key':
-        return jax.jit(lambda: jax.random.key_data(self.make_rng('params')))()
-      dense(x)
-      return jax.jit(lambda x: dense(x))(x)
-
-  hows = 'jit, new', 'grad, new', 'jit, made', 'vmap, state', 'jit, key', 'old'
-  return {how: attempt(Foo(how).init, KEY, X) for how in hows}
-
-
 @programs.parametrize()
 def test_as_flax(program):
   assert_same_as_flax(program)

@@ -284,10 +284,17 @@ def results(package, nn, make, chosen, in_setup, *, gradient):
     return plain(bits(variables)), plain(grads), plain(out)
 
 
+ALL_KINDS = {'jit', 'remat', 'vmap', 'scan', 'map_variables'}
+
+
 def rows():
   for i, (name, chosen) in enumerate(LIFTINGS.items()):
     steps = {step for step, _ in chosen.steps}
     for j, (kind, make) in enumerate(KINDS.items()):
+      # Kinds of targets and transforms know nothing of each other: some pairs
+      # will do.
+      if name not in ALL_KINDS and make not in (by_decorator, by_submodule):
+        continue
       if kind == 'methods in a list' and NOT_IN_LIST & steps:
         continue
       if kind == 'methods in a dict' and NOT_IN_DICT & steps:
