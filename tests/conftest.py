@@ -11,6 +11,11 @@ if 'xla_force_host_platform_device_count' not in flags:
   )
 
 
+# What is compiled here runs once or twice: compiling it well takes longer than
+# running it badly.
+os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
+
+
 @pytest.fixture(autouse=True)
 def flags_stay():
   """It puts the flags back that a test, or a document, has changed."""

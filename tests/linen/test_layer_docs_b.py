@@ -3,7 +3,6 @@
 import importlib
 
 import pytest
-import test_layer_docs
 
 MODULES = (
   'attention',
@@ -11,11 +10,6 @@ MODULES = (
   'fp8_ops',
   'experimental.layers_with_named_axes',
 )
-
-
-@pytest.mark.parametrize('name', MODULES)
-def test_examples_run(name):
-  test_layer_docs.test_examples_run(name)
 
 
 @pytest.mark.parametrize('name', MODULES)
