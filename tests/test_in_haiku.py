@@ -3,6 +3,7 @@
 Each use is compared with the plain computation by the pure function `apply`.
 """
 
+import concurrent.futures
 import functools
 
 import haiku as hk
@@ -537,15 +538,17 @@ def test_mixed_precision_policy(where):
   policy = jmp.get_policy('params=float32,compute=bfloat16,output=float32')
   dense = nn.Dense(3)
   variables = dense.init(KEY, X)
-  hk.mixed_precision.set_policy(nn.Dense, policy)
-  try:
+
+  def run():
+    hk.mixed_precision.set_policy(nn.Dense, policy)
     if where == 'native':
       params, _ = _haiku.to_haiku(variables, 'dense')
-      y = hk.transform(lambda x: nn.Dense(3)(x)).apply(params, None, X)
-    else:
-      y = dense.apply(variables, X)
-  finally:
-    hk.mixed_precision.clear_policy(nn.Dense)
+      return hk.transform(lambda x: nn.Dense(3)(x)).apply(params, None, X)
+    return dense.apply(variables, X)
+
+  # Haiku's interceptor for policies stays with its thread for good.
+  with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    y = pool.submit(run).result()
   assert y.dtype == jnp.float32
   half = nn.Dense(3, dtype=jnp.bfloat16).apply(variables, X)
   np.testing.assert_array_equal(y, half.astype(jnp.float32))
