@@ -1,6 +1,5 @@
 """Semantics 15, below lifted transforms: boxes are told of mapped axes."""
 
-
 import jax
 import jax.numpy as jnp
 from module_compare import KEY, Programs, X, assert_same_as_flax, attempt
