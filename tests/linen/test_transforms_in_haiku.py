@@ -90,7 +90,8 @@ def test_an_ensemble_of_haiku_modules():
     variables, X, rngs={'params': KEY}, mutable=['state']
   )
   want, _ = WithHaiku().apply(one, X, rngs={'params': KEY}, mutable=['state'])
-  np.testing.assert_allclose(y[1], want, 1e-5, 1e-5)
+  # Of two rows BatchNorm makes plus and minus one: it magnifies rounding.
+  np.testing.assert_allclose(y[1], want, 1e-4, 1e-4)
   assert new['state']['bn']['~']['mean_ema']['average'].shape == (4, 1, 3)
 
 

@@ -817,6 +817,7 @@ def test_compact_name_scopes_in_a_lifted_class(lift):
   variables = NameScopes().init(KEY, X)
   lifted = lift(NameScopes)()
   assert set(lifted.init(KEY, X)['params']) == {'up'}
-  np.testing.assert_array_equal(
-    lifted.apply(variables, X), NameScopes().apply(variables, X)
+  # Compiled as one, or operation by operation: the last place may differ.
+  np.testing.assert_allclose(
+    lifted.apply(variables, X), NameScopes().apply(variables, X), 1e-6, 1e-6
   )
