@@ -331,6 +331,16 @@ def shared(n: int) -> Workload:
   return Workload((jnp.ones((4, WIDTH)),), linen)
 
 
+def bound(n: int) -> Workload:
+  """n dense layers, bound to their variables and called as an object."""
+
+  def linen(nn):
+    module = _deep_module(nn, n, norm=False)
+    return Program(module.init, lambda v, x: (module.bind(v)(x), {}))
+
+  return Workload((jnp.ones((4, WIDTH)),), linen)
+
+
 # --- Lifted transforms ---
 
 
@@ -542,6 +552,7 @@ WORKLOADS: dict[str, Callable[[], Workload]] = {
   'nested 100 deep': lambda: nested(100),
   '1 module, 10 parameters': lambda: many_params(10),
   '1 module, 1000 parameters': lambda: many_params(1000),
+  '100 x Dense by bind': lambda: bound(100),
   '50 remat blocks': lambda: remat(50),
   '200 remat blocks': lambda: remat(200),
   'scan over 10 layers': lambda: scan_layers(10),
