@@ -124,7 +124,7 @@ class fp8_meta_dtype_wrapper(_ExtendedDType):  # noqa: N801
   ...   f32, e4m3 = jnp.float32, jnp.float8_e4m3fn
   ...   return sum(jnp.sum(fp8_ops.in_qdq(f32, e4m3, x, *meta)) for x in xs)
   >>> xs = [jnp.array([2.0]), jnp.array([-3.0])]
-  >>> print(jax.grad(loss)(jnp.zeros((2,)), xs))
+  >>> print(jax.jit(jax.grad(loss))(jnp.zeros((2,)), xs))
   [3. 0.]
 
   Attributes:
