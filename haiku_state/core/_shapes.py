@@ -27,10 +27,6 @@ class Expected(NamedTuple):
   shapes: tuple[tuple[int, ...], ...]
   dtype: Any
 
-  @property
-  def is_array(self) -> bool:
-    return self.dtype is not None
-
 
 _MAX_KEPT = 8192
 _kept: dict[Any, Expected] = {}
