@@ -46,6 +46,11 @@ class Run:
     """Whether no run is going on."""
     return type(self.store) is AtRest
 
+  @property
+  def is_in_haiku(self) -> bool:
+    """Whether this is the run of somebody's `hk.transform`."""
+    return type(self.store) is InHaiku
+
   @classmethod
   def at_rest(cls, variables: Mapping[str, Any]) -> Run:
     """Returns a run that has not begun."""
@@ -71,10 +76,7 @@ class Run:
 
   def has_haiku_rng(self) -> bool:
     """Returns whether keys come from Haiku, and there are some."""
-    return (
-      isinstance(self.store, InHaiku)
-      and hk.maybe_get_rng_sequence_state() is not None
-    )
+    return self.is_in_haiku and hk.maybe_get_rng_sequence_state() is not None
 
   def haiku_rng(self) -> jax.Array:
     """Returns the next key of Haiku's."""

@@ -229,7 +229,7 @@ class Module(hk.Module, metaclass=ModuleMeta):
       if scope.parent is None:
         run.haiku_root = calls.haiku_name(self)
     else:
-      enter_haiku(self, scope.haiku_path)
+      enter_haiku(self)
     for name in self._field_names:
       value = self.__dict__.get(name, unspecified)
       if value is not unspecified and not submodules.is_plain(value):

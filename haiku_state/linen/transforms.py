@@ -19,7 +19,7 @@ from haiku_state.core.filters import CollectionFilter, PRNGSequenceFilter
 from haiku_state.core.frozen_dict import FrozenDict
 from haiku_state.linen._module import lifting
 from haiku_state.linen._module.context import named_call_enabled
-from haiku_state.linen._module.methods import function_name
+from haiku_state.linen._module.methods import function_name, profile_name
 from haiku_state.linen.module import Module
 from haiku_state.typing import InOutAxis, InOutScanAxis
 
@@ -665,9 +665,7 @@ def named_call(
   def wrapped(self, *args, **kwargs):
     if self._state.in_setup or not (force or named_call_enabled()):
       return class_fn(self, *args, **kwargs)
-    method = function_name(class_fn)
-    name = self.name or type(self).__name__
-    name = name if method == '__call__' else f'{name}.{method}'
+    name = profile_name(self, function_name(class_fn))
     return jax.named_call(class_fn, name=name)(self, *args, **kwargs)
 
   return wrapped

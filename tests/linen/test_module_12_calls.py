@@ -1,11 +1,16 @@
 """Semantics 12: what init and apply take and give."""
 
+import concurrent.futures
 import functools
+import re
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from module_compare import KEY, Programs, X, assert_same_as_flax, attempt
+
+import haiku_state.linen as nn
 
 programs = Programs()
 
@@ -507,6 +512,33 @@ def exact_signatures(nn, flax):
   )
 
 
+@programs
+def names_in_profiles(nn, flax):
+  class Net(nn.Module):
+    def setup(self):
+      self.dense = nn.Dense(3)
+      self.norm = nn.BatchNorm(use_running_average=True)
+
+    def encode(self, x):
+      return self.dense(x)
+
+    def __call__(self, x):
+      return jnp.sum(nn.relu(self.norm(self.encode(x))))
+
+  net = Net()
+  variables = net.init(KEY, X)
+
+  def names():
+    grad = jax.jit(jax.grad(lambda v: net.apply(v, X)))
+    text = grad.lower(variables).as_text(debug_info=True)
+    return sorted(set(re.findall(r'loc\("(jit[^"]*)"', text)))
+
+  named = names()
+  assert any('Net.encode/dense' in name for name in named)
+  with nn.override_named_call(False):
+    return named, names()
+
+
 @programs.parametrize()
 def test_same_as_flax(program):
   assert_same_as_flax(program)
@@ -515,3 +547,27 @@ def test_same_as_flax(program):
 @programs.parametrize()
 def test_same_as_flax_with_frozen_results(program):
   assert_same_as_flax(program, frozen=True)
+
+
+def test_modules_nest_190_deep_at_the_default_recursion_limit():
+  class Nested(nn.Module):
+    depth: int
+
+    @nn.compact
+    def __call__(self, x):
+      x = x + self.param('p', nn.initializers.zeros_init(), (3,))
+      return Nested(self.depth - 1)(x) if self.depth > 1 else x
+
+  def run():
+    net = Nested(190)
+    variables = net.init(KEY, X)
+    return net.apply(variables, X).shape
+
+  # A new thread begins with an empty stack, whatever the tests run in.
+  limit = sys.getrecursionlimit()
+  sys.setrecursionlimit(1000)
+  try:
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+      assert pool.submit(run).result() == X.shape
+  finally:
+    sys.setrecursionlimit(limit)

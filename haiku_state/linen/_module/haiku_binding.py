@@ -81,8 +81,8 @@ def bind_in_haiku(module: Module) -> Module:
   return module
 
 
-def enter_haiku(module: Any, path: str) -> None:
-  """Makes a module that was bound a Haiku module of this name.
+def enter_haiku(module: Any) -> None:
+  """Makes a module that was bound a Haiku module of its scope's name.
 
   Haiku checks each component of the name that it is given, at a cost that grows
   with the depth: it is given a short one, and then the true one.
@@ -96,7 +96,29 @@ def enter_haiku(module: Any, path: str) -> None:
   state.is_initialized, state.in_setup = was_initialized, was_in_setup
   # Haiku has set `name` to the last component.
   vars(module)['name'] = name
-  vars(module)['module_name'] = path
+  move_in_haiku(module)
+
+
+def move_in_haiku(module: Any) -> None:
+  """Gives a Haiku module the name of its scope."""
+  scope = module.scope
+  path = scope.haiku_path
+  in_haiku = scope._run.is_in_haiku
+  vars(module)['module_name'] = path if in_haiku else _OwnPath(path)
+
+
+class _OwnPath(str):
+  """The Haiku name of a module in a run of ours: Haiku enters it, silently.
+
+  Haiku names the operations of a method after its module, at the cost of a new
+  function and a Python frame for each call. It asks `if module_name` before it
+  does. We name them ourselves, as Flax does, and with neither.
+  """
+
+  __slots__ = ()
+
+  def __bool__(self) -> bool:
+    return False
 
 
 _SHORT_NAME = hk.force_name('linen')

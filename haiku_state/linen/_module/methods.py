@@ -8,18 +8,20 @@ and gives compact methods their names back when they end.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import haiku as hk
+import jax
 
 from haiku_state import errors
-from haiku_state.core._store import AtRest
 from haiku_state.linen._module.context import (
   CallInfo,
   context,
+  named_call_enabled,
   run_interceptors,
 )
 from haiku_state.linen._module.haiku_binding import (
@@ -30,6 +32,7 @@ from haiku_state.linen._module.haiku_binding import (
 from haiku_state.linen._module.state import SetupPhase
 
 if TYPE_CHECKING:
+  from haiku_state.core._run import Run
   from haiku_state.linen.module import Module
 
 _F = TypeVar('_F', bound=Callable[..., Any])
@@ -114,11 +117,12 @@ def wrap_method(
     scope = self.scope
     if scope is None:
       return call_unbound(self, fun, wrapped, rest, kwargs)
-    if type(scope._run.store) is AtRest:
-      return scope._run.execute(scope, lambda: wrapped(*args, **kwargs))
+    run = scope._run
+    if run.is_at_rest:
+      return run.execute(scope, lambda: wrapped(*args, **kwargs))
     state = self._state
     if 'module_name' not in self.__dict__:
-      enter_haiku(self, scope.haiku_path)  # It was bound at rest.
+      enter_haiku(self)  # It was bound at rest.
     if is_setup:
       is_recurrent, state.in_setup = state.in_setup, True
     elif state.setup_called is not SetupPhase.DONE:
@@ -128,11 +132,12 @@ def wrap_method(
     stack = context.modules
     stack.append(self)
     try:
-      if context.call_infos and not is_setup:
-        return _call_with_info(self, name, entered, rest, kwargs)
-      if context.interceptors or context.captures:
-        return _call_observed(self, name, entered, rest, kwargs)
-      return entered(*args, **kwargs)
+      with _named_operations(self, run, name):
+        if context.call_infos and not is_setup:
+          return _call_with_info(self, name, entered, rest, kwargs)
+        if context.interceptors or (context.captures and context.captures[-1]):
+          return _call_observed(self, name, entered, rest, kwargs)
+        return entered(*args, **kwargs)
     finally:
       stack.pop()
       if is_compact:
@@ -143,6 +148,23 @@ def wrap_method(
 
   setattr(wrapped, _WRAPPED, True)
   return wrapped
+
+
+def profile_name(self: Module, method_name: str) -> str:
+  """Returns the name, in profiles, of the operations of a method."""
+  name = self.name or type(self).__name__
+  return name if method_name == '__call__' else f'{name}.{method_name}'
+
+
+_UNNAMED = contextlib.nullcontext()
+
+
+def _named_operations(self: Module, run: Run, method_name: str) -> Any:
+  """Returns a context in which operations are named after a method."""
+  # In a transform of somebody's, Haiku names them.
+  if run.is_in_haiku or not named_call_enabled():
+    return _UNNAMED
+  return jax.named_scope(profile_name(self, method_name))
 
 
 def call_unbound(

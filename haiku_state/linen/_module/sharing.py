@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from haiku_state import errors
 from haiku_state.core.scope import Scope
+from haiku_state.linen._module.haiku_binding import move_in_haiku
 
 if TYPE_CHECKING:
   from haiku_state.linen.module import Module
@@ -76,4 +77,4 @@ def share_scope(module: Module, other: Module, /) -> None:
 def _move(module: Module, scope: Scope) -> None:
   vars(module)['scope'] = scope
   if 'module_name' in module.__dict__:
-    vars(module)['module_name'] = scope.haiku_path
+    move_in_haiku(module)
