@@ -169,7 +169,8 @@ def with_logical_constraint(
 
   Args:
     x: a pytree of arrays.
-    logical_axis_resources: a tuple or PartitionSpec of names for each array.
+    logical_axis_resources: a tuple or PartitionSpec of names for each array; in
+      a tree, None for one that is whole on every device.
     rules: pairs of logical name and mesh axis; if None, the thread's.
     mesh: the mesh; if None, the one set by `jax.set_mesh`.
     fallback: what to do with a name to which no rule applies: take its axis as
@@ -219,8 +220,8 @@ def _constrain(
   fallback: RulesFallback,
 ):
   axes = _assign_axes(names, rules)
-  if axes is None:
-    return x
+  if axes is None:  # Without names the array is whole on every device.
+    return _with_sharding_constraint(x, None, mesh=mesh)
   if any(axis is _UNASSIGNED for axis in axes):
     if fallback is RulesFallback.RAISE_ERROR:
       raise ValueError(f'Axis names {names} did not match a rule')
@@ -231,14 +232,14 @@ def _constrain(
 
 def _with_sharding_constraint(
   x: Array,
-  axis_resources: PartitionSpec,
+  axis_resources: PartitionSpec | None,
   mesh: jax.sharding.Mesh | None = None,
 ):
   """It constrains an array to mesh axes, if there is a mesh."""
-  if mesh is not None:
+  if mesh is not None and axis_resources is not None:
     sharding = NamedSharding(mesh, axis_resources)
     return jax.lax.with_sharding_constraint(x, sharding)
-  if meta.global_mesh_defined():
+  if mesh is not None or meta.global_mesh_defined():
     return jax.lax.with_sharding_constraint(x, axis_resources)
   return x
 

@@ -167,7 +167,7 @@ def test_constraint_on_a_tree(constraints):
   resources = {'a': ('batch',), 'b': (('batch', 'embed'), None)}
   spmd.with_logical_constraint(tree, resources, rules=RULES)
   specs = [call.args[1] for call in constraints.call_args_list]
-  assert specs == [PartitionSpec('x'), PartitionSpec('x', 'y')]
+  assert specs == [PartitionSpec('x'), PartitionSpec('x', 'y'), None]
 
 
 def test_box_unboxes_by_the_rules(mesh):
