@@ -4,7 +4,10 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from module_compare import KEY, Programs, X, assert_same_as_flax, attempt
+
+from haiku_state import linen
 
 programs = Programs()
 ones = jax.nn.initializers.ones
@@ -555,6 +558,92 @@ def derivatives_inside_other_transforms(nn, flax):
   return y, variables, grads
 
 
+@programs
+def unbound_modules_whose_methods_need_no_variables(nn, flax):
+  lifts = [
+    nn.remat,
+    nn.jit,
+    nn.fold_rngs,
+    functools.partial(nn.vmap, variable_axes={}, split_rngs={}),
+  ]
+
+  def scaled_by(lift):
+    class Scale(nn.Module):
+      factor: float = 3.0
+
+      @lift
+      def __call__(self, x):
+        return self.factor * x
+
+      @lift
+      def dense(self, x):
+        return nn.Dense(3)(x)
+
+      @lift
+      @nn.compact
+      def compact(self, x):
+        return x
+
+    return Scale
+
+  class Branches(nn.Module):
+    factor: float = 3.0
+
+    def __call__(self, x):
+      up = lambda m, x: m.factor * x
+      same = lambda m, x: x
+      return (
+        nn.cond(True, up, same, self, x),
+        nn.switch(1, [up, same], self, x),
+        nn.grad(lambda m, x: up(m, x).sum(), self, x),
+      )
+
+  return (
+    [
+      (
+        attempt(scaled_by(lift)(), X),
+        attempt(scaled_by(lift)().dense, X),
+        attempt(scaled_by(lift)().compact, X),
+      )
+      for lift in lifts
+    ],
+    attempt(Branches(), X),
+    attempt(nn.remat(nn.Dense)(3), X),
+  )
+
+
 @programs.parametrize()
 def test_as_flax(program):
   assert_same_as_flax(program)
+
+
+# Where Flax fails by accident, and nothing speaks against an answer.
+def test_lifted_classes_that_are_not_bound():
+  class Double(linen.Module):
+    def __call__(self, x):
+      return 2 * x
+
+  for lift in linen.jit, linen.remat, linen.fold_rngs:
+    np.testing.assert_array_equal(lift(Double)()(X), 2 * X)
+
+
+def test_loops_and_gradients_of_unbound_modules():
+  class Scale(linen.Module):
+    factor: float = 3.0
+
+    def loop(self, x):
+      return linen.while_loop(
+        lambda m, x: x.sum() < 9, lambda m, x: m.factor * x, self, x
+      )
+
+    @linen.scan
+    def scan(self, carry, x):
+      return self.factor * carry, x
+
+    def gradient(self, x):
+      return linen.vjp(lambda m, x: m.factor * x, self, x)[1](x)[1]
+
+  ones = jnp.ones(2)
+  assert Scale().loop(ones).sum() == 18
+  assert Scale().scan(1.0, ones)[0] == 9
+  np.testing.assert_array_equal(Scale().gradient(ones), 3 * ones)

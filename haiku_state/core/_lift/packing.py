@@ -65,10 +65,11 @@ class Pack:
       # One kind of dict, so that trees match whatever the user's is.
       found = {col: unfreeze(x) for col, x in found.items()}
       groups.append(group_collections(found, in_filters))
-    self.variables: Groups = _transpose(groups)
+    # Without any scope there is still one tuple of nothing for each group.
+    self.variables: Groups = _transpose(groups) or ((),) * len(in_filters)
     self.rngs: Groups = _transpose(
       [group_collections(s.streams_to_lift(), rng_filters) for s in self.tops]
-    )
+    ) or ((),) * len(rng_filters)
     # The parameters that the function made or set, by top, bundle and name.
     self.touched: list[Any] = [None] * len(self.tops)
 
@@ -154,7 +155,7 @@ class Pack:
       groups.append(tuple(wanted))
       if store.touched is not None:
         self.touched[i] = store.touched
-    return _transpose(groups)
+    return _transpose(groups) or ((),) * len(self.out_filters)
 
   def call(
     self,

@@ -60,7 +60,8 @@ class Reached:
 
   def __init__(self, module: Module, args: Any, kwargs: Any):
     self.module = module
-    self.scopes: list[Scope] = []
+    # An unbound module has None, which is no leaf of a pytree.
+    self.scopes: list[Any] = []
     self._slots: list[Any] = []
     self._places: dict[Any, int] = {}
     self.args, self.kwargs = jax.tree.map(self._take_out, (args, kwargs))
@@ -91,7 +92,6 @@ class Reached:
           for leaf in jax.tree.leaves(value):
             if _is_bound(leaf):
               self._visit(leaf)
-    assert x.scope is not None
     self._places[key] = len(self.scopes)
     self.scopes.append(x.scope)
 
@@ -112,7 +112,7 @@ class Reached:
     copies: dict[Any, Any] = {}
 
     def copy(x: Any, cls: Any = None) -> Any:
-      if not _is_bound(x):
+      if not _is_bound(x) and x is not self.module:
         return x
       key = x._id if isinstance(x, Module) else id(x)
       if key not in copies:
@@ -157,16 +157,13 @@ def _check_result(result: Any, method_name: str | None) -> None:
 
 
 def _usable(module: Module) -> Module:
-  """Returns the module bound, in Haiku if that is where it is called.
+  """Returns the module, bound in Haiku if that is where it is called.
 
-  Raises:
-    CallCompactUnboundModuleError: it cannot be bound here.
+  An unbound one is lifted without variables: its method may need none.
   """
-  if module.scope is not None:
-    return module
-  if called_by_haiku():
+  if module.scope is None and called_by_haiku():
     return bind_in_haiku(module)
-  raise errors.CallCompactUnboundModuleError()
+  return module
 
 
 class _Body:
@@ -292,6 +289,9 @@ def _forked_rngs(scope: Any) -> Iterator[None]:
   A traced function can then be used at another path: the names of the path are
   not folded in inside.
   """
+  if scope is None:
+    yield
+    return
   streams, suffix = scope._streams, scope._suffix
   scope._streams = {
     name: LazyRng.create(scope.make_rng(name)) for name in scope._streams
