@@ -21,6 +21,9 @@ from haiku_state.linen._module.calls import (
   CaptureFilter,
 )
 from haiku_state.linen._module.calls import apply as apply
+from haiku_state.linen._module.calls import (
+  capture_call_intermediates as capture_call_intermediates,
+)
 from haiku_state.linen._module.calls import init as init
 from haiku_state.linen._module.calls import (
   init_with_output as init_with_output,
@@ -58,7 +61,7 @@ from haiku_state.linen._module.sharing import share_scope as share_scope
 from haiku_state.linen._module.state import (
   UNINITIALIZED,
   ModuleState,
-  SetupPhase,
+  SetupState,
 )
 from haiku_state.linen.kw_only_dataclasses import field
 
@@ -83,11 +86,13 @@ _COPY_METHODS = frozenset(
 )
 
 
-def _append(xs: Any, x: Any) -> Any:
+def tuple_reduce(xs: Any, x: Any) -> Any:
+  """Returns the tuple of what was sown so far with one more value."""
   return xs + (x,)
 
 
-def _no_values() -> tuple[()]:
+def tuple_init() -> tuple[()]:
+  """Returns what `sow` begins with."""
   return ()
 
 
@@ -124,10 +129,10 @@ class Module(hk.Module, metaclass=ModuleMeta):
 
   AUTO_REPR = False  # Haiku's is slow, and ours is Flax's.
 
-  scope: Scope | None = None
-  _state: ModuleState = UNINITIALIZED
-  _field_names: tuple[str, ...] = ()
-  _compact_name_scope_methods: tuple[str, ...] = ()
+  scope = None
+  _state = UNINITIALIZED
+  _field_names = ()
+  _compact_name_scope_methods = ()
   _setup_needed = False
   # Whether an adopted copy keeps its name rather than that of the attribute.
   _named_by_itself = False
@@ -138,6 +143,11 @@ class Module(hk.Module, metaclass=ModuleMeta):
     parent: Module | Scope | Unspecified | None = field(
       default=None, kw_only=True
     )
+    # Annotations that no reader of a subclass's type hints should meet.
+    scope: Scope | None
+    _state: ModuleState
+    _field_names: tuple[str, ...]
+    _compact_name_scope_methods: tuple[str, ...]
     __dataclass_fields__: dict[str, Any]
 
     def __init__(self, *args: Any, **kwargs: Any): ...
@@ -213,7 +223,7 @@ class Module(hk.Module, metaclass=ModuleMeta):
       state.autoname_cursor[prefix] = count + 1
     assert parent.scope is not None
     # In a lifted transform setup runs again, on names that it took outside.
-    reuse = state.in_setup and state.setup_called is SetupPhase.TRANSFORMED
+    reuse = state.in_setup and state.setup_called is SetupState.TRANSFORMED
     if not reuse and parent.scope.name_reserved(name):
       raise errors.NameInUseError('submodule', name, type(parent).__name__)
     state.children[name] = self
@@ -255,11 +265,11 @@ class Module(hk.Module, metaclass=ModuleMeta):
     state = self._state
     if self.scope is None or state.in_setup:
       return
-    if state.setup_called is SetupPhase.DONE:
+    if state.setup_called is SetupState.DONE:
       return
     if not self._setup_needed:
       if not shallow:
-        state.setup_called = SetupPhase.DONE
+        state.setup_called = SetupState.DONE
       return
     try:
       state.in_setup = True
@@ -267,12 +277,12 @@ class Module(hk.Module, metaclass=ModuleMeta):
         submodules.register(self, name, getattr(self, name), Module)
       if not shallow:
         self._run_setup()
-      elif state.setup_called is SetupPhase.NEW:
+      elif state.setup_called is SetupState.NEW:
         self._check_setup()
     finally:
       state.in_setup = False
       if not shallow:
-        state.setup_called = SetupPhase.DONE
+        state.setup_called = SetupState.DONE
 
   def _run_setup(self) -> None:
     self.setup()
@@ -526,8 +536,8 @@ class Module(hk.Module, metaclass=ModuleMeta):
     col: str,
     name: str,
     value: Any,
-    reduce_fn: Callable[[K, Any], K] = _append,
-    init_fn: Callable[[], K] = _no_values,  # type: ignore[assignment]
+    reduce_fn: Callable[[K, Any], K] = tuple_reduce,
+    init_fn: Callable[[], K] = tuple_init,  # type: ignore[assignment]
   ) -> bool:
     """Stores a value in a collection, if that is mutable.
 
@@ -923,3 +933,9 @@ class CompactNameScope(Module):
   @compact
   def __call__(self, *args: Any, **kwargs: Any) -> Any:
     return self.fn(self.module_fn(), *args, **kwargs)
+
+
+# Flax's own tests look at these, by these names.
+_freeze_attr = submodules.freeze_attr
+_get_suffix_value_pairs = submodules.suffixed_leaves
+_get_local_method_names = methods.local_method_names

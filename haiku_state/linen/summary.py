@@ -93,7 +93,7 @@ def _represent_tree(x: Any) -> Any:
   return jax.tree.map(_represent, x, is_leaf=is_leaf)
 
 
-def _stand_in(x: _ValueRepresentation) -> Any:
+def _from_value_representation(x: _ValueRepresentation) -> Any:
   """Returns what can be traced in place of the value that was represented."""
   if isinstance(x, _PartitionedArrayRepresentation):
     x = x.array_representation
@@ -336,7 +336,7 @@ def _count_flops(
   if not forward and not backward:
     return -1, -1
   rngs = {name: _key_type(rng) for name, rng in (call.rngs or {}).items()}
-  inputs = jax.tree.map(_stand_in, (call.args, call.kwargs))
+  inputs = jax.tree.map(_from_value_representation, (call.args, call.kwargs))
   leaves, treedef = jax.tree.flatten(inputs)
   is_array = [isinstance(x, jax.ShapeDtypeStruct) for x in leaves]
   arrays = [x for x, is_one in zip(leaves, is_array) if is_one]

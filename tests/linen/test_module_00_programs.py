@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -466,6 +466,63 @@ def higher_derivatives(nn, flax):
   variables = foo.init(KEY, X[0])
   f = functools.partial(foo.apply, variables)
   return jax.hessian(f)(X[0]), jax.jacfwd(f)(X[0]), jax.grad(f)(X[0])
+
+
+@programs
+def names_that_tests_of_flax_look_at(nn, flax):
+  class Pair(NamedTuple):
+    a: Any
+    b: int
+
+  class Base:
+    same = jnp.tanh
+
+    def method(self):
+      pass
+
+    @staticmethod
+    def static():
+      pass
+
+  class Sub(Base):
+    @classmethod
+    def of_class(cls):
+      pass
+
+    @property
+    def prop(self):
+      pass
+
+    def own(self):
+      pass
+
+  m = nn.module
+  trees = [(), [], {}, None, 0, {'b': [3, {'x': 4}], 'a': Pair(1, 2), 'c': ()}]
+  bound = nn.Dense(2, parent=flax.core.Scope({}, {'params': KEY}, mutable=True))
+  before = bound._state.setup_called
+  bound(X)
+  return (
+    [m._freeze_attr(t) for t in (*trees, [Pair([1], 2)])],
+    [m._get_suffix_value_pairs(t) for t in trees],
+    sorted(m._get_local_method_names(Base)),
+    m._get_local_method_names(Sub),
+    m._get_local_method_names(Sub, exclude=('own',)),
+    m.tuple_reduce(m.tuple_init(), 1),
+    [m.capture_call_intermediates(None, n) for n in ('__call__', 'setup')],
+    [(s.name, s.value) for s in m.SetupState],
+    before == m.SetupState.NEW,
+    bound._state.setup_called == m.SetupState.DONE,
+  )
+
+
+@programs
+def type_hints(nn, flax):
+  class Foo(nn.Module):
+    size: int
+    act: Callable[..., Any] = nn.relu
+
+  hints = get_type_hints(Foo)
+  return hints['size'], sorted(hints), sorted(get_type_hints(nn.Dense))
 
 
 @programs.parametrize()

@@ -430,6 +430,30 @@ def what_interceptors_see(nn, flax):
 
 
 @programs
+def interceptors_see_special_methods(nn, flax):
+  log = []
+
+  class Foo(nn.Module):
+    def __str__(self):
+      return 'foo'
+
+    def __bool__(self):
+      return True
+
+    def __iter__(self):
+      return iter((1, 2))
+
+    def __contains__(self, x):
+      return x == 1
+
+    def __call__(self):
+      return str(self), bool(self), list(self), 1 in self
+
+  with nn.intercept_methods(recorder(log, 'one')):
+    return Foo().apply({}), f'{Foo()}', log
+
+
+@programs
 def interceptors_change_the_call(nn, flax):
   def add_one(next_fun, args, kwargs, context):
     args = tuple(a + 1 for a in args)

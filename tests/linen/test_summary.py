@@ -230,7 +230,8 @@ def rows_of_the_table(nn, flax):
       compute_vjp_flops=False,
     )
     options.update(kwargs)
-    table = flax.linen.summary._get_module_table(cnn(nn), **options)(
+    summary = flax.linen.summary
+    table = summary._get_module_table(cnn(nn), **options)(
       {'params': KEY, 'dropout': KEY}, IMAGE, training=True
     )
     return (
@@ -244,6 +245,7 @@ def rows_of_the_table(nn, flax):
           row.method,
           row.inputs,
           row.outputs,
+          jax.tree.map(summary._from_value_representation, row.inputs),
           row.module_variables,
           row.counted_variables,
           row.flops,

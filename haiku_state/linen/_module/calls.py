@@ -38,7 +38,8 @@ def _scope_function(
   return scope_fn
 
 
-def _is_call(module: Any, method_name: str) -> bool:
+def capture_call_intermediates(module: Any, method_name: str) -> bool:
+  """Returns whether a call is captured where no other choice is given."""
   del module
   return method_name == '__call__'
 
@@ -48,7 +49,7 @@ def _capturing(
 ) -> tuple[CaptureFilter, CollectionFilter]:
   """Returns which calls to capture, and what must be mutable for it."""
   if capture is True:
-    capture = _is_call
+    capture = capture_call_intermediates
   if capture:
     mutable = union_filters(mutable, 'intermediates')
   return capture, mutable

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import haiku as hk
@@ -29,7 +29,7 @@ from haiku_state.linen._module.haiku_binding import (
   called_by_haiku,
   enter_haiku,
 )
-from haiku_state.linen._module.state import SetupPhase
+from haiku_state.linen._module.state import SetupState
 
 if TYPE_CHECKING:
   from haiku_state.core._run import Run
@@ -125,7 +125,7 @@ def wrap_method(
       enter_haiku(self)  # It was bound at rest.
     if is_setup:
       is_recurrent, state.in_setup = state.in_setup, True
-    elif state.setup_called is not SetupPhase.DONE:
+    elif state.setup_called is not SetupState.DONE:
       self._try_setup()
     if is_compact:
       is_recurrent, state.in_compact_method = state.in_compact_method, True
@@ -298,7 +298,7 @@ def wrap_descriptor(descriptor: Any) -> Any:
 _UNWRAPPED = frozenset(
   f'__{name}__'
   for name in (
-    'eq ne repr str init hash post_init new del init_subclass class_getitem'
+    'eq ne repr init hash post_init new del init_subclass class_getitem'
     ' getattr getattribute setattr delattr dir reduce reduce_ex getstate'
     ' setstate copy deepcopy subclasshook instancecheck set_name'
   ).split()
@@ -318,21 +318,34 @@ def wrap_class_body(
     module_type: the class `Module`.
   """
   fields = cls.__dataclass_fields__
+  own_methods = local_method_names(cls, exclude=_UNWRAPPED)
   for name, value in body.items():
     if name in fields:
       if inspect.isfunction(value):
         setattr(cls, name, value)  # A default, which Haiku took for a method.
-      continue
-    if inspect.isclass(value):
-      continue
-    if isinstance(value, (staticmethod, classmethod)):
-      continue
-    if callable(value):
-      if name not in _UNWRAPPED:
-        setattr(cls, name, _wrap_callable(cls, name, value, module_type))
-    elif _is_descriptor(value) and name not in ('__dict__', '__weakref__'):
+    elif name in own_methods:
+      setattr(cls, name, _wrap_callable(cls, name, value, module_type))
+    elif _is_own_descriptor(value) and name not in ('__dict__', '__weakref__'):
       keep = hasattr(value, 'nowrap')
       setattr(cls, name, value if keep else wrap_descriptor(value))
+
+
+def local_method_names(
+  cls: type, exclude: Iterable[str] = ()
+) -> tuple[str, ...]:
+  """Returns the names of the methods that a class itself defines.
+
+  Args:
+    cls: the class.
+    exclude: names to leave out.
+  """
+  return tuple(
+    name
+    for name, value in vars(cls).items()
+    if callable(value)
+    and not isinstance(value, (type, staticmethod, classmethod))
+    and name not in exclude
+  )
 
 
 def _wrap_callable(cls: Any, name: str, value: Any, module_type: type) -> Any:
@@ -345,7 +358,10 @@ def _wrap_callable(cls: Any, name: str, value: Any, module_type: type) -> Any:
   return wrap_method(value, by_haiku, module_type)
 
 
-def _is_descriptor(value: Any) -> bool:
+def _is_own_descriptor(value: Any) -> bool:
+  """Returns whether a value is a property, or anything that works as one."""
+  if callable(value) or isinstance(value, classmethod):
+    return False
   return any(
     hasattr(value, name) for name in ('__get__', '__set__', '__delete__')
   )

@@ -6,7 +6,7 @@ import enum
 from typing import Any
 
 
-class SetupPhase(enum.IntEnum):
+class SetupState(enum.IntEnum):
   """How far `setup` has come.
 
   NEW: it was not called.
@@ -45,7 +45,7 @@ class ModuleState:
   def __init__(self) -> None:
     self.in_compact_method = False
     self.in_setup = False
-    self.setup_called = SetupPhase.NEW
+    self.setup_called = SetupState.NEW
     self.is_initialized = False
     self.autoname_cursor: dict[str, int] = {}
     self.children: dict[str, Any] = {}
@@ -60,8 +60,8 @@ class ModuleState:
     """Returns the state for the copy of the module inside of a transform."""
     copy = ModuleState()
     copy.reimport(self)
-    if self.setup_called is not SetupPhase.NEW:
-      copy.setup_called = SetupPhase.TRANSFORMED
+    if self.setup_called is not SetupState.NEW:
+      copy.setup_called = SetupState.TRANSFORMED
     return copy
 
   def reimport(self, other: ModuleState) -> None:

@@ -78,11 +78,25 @@ def map_leaves(fn: Callable[[str, Any], Any], tree: Any) -> Any:
   if not isinstance(nested, dict) or not nested:
     return fn('', tree)
   flat = traverse_util.flatten_dict(nested, keep_empty_nodes=True)
-  new = {
-    path: fn('_' + '_'.join(path), leaf)
-    for path, leaf in sorted(flat.items(), key=lambda item: item[0])
-  }
+  new = {path: fn(_suffix(path), leaf) for path, leaf in _in_order(flat)}
   return serialization.from_state_dict(tree, traverse_util.unflatten_dict(new))
+
+
+def suffixed_leaves(tree: Any) -> list[tuple[str, Any]]:
+  """Returns the suffix and value of each leaf that `map_leaves` would see."""
+  nested = serialization.to_state_dict(tree)
+  if not isinstance(nested, dict) or not nested:
+    return [('', tree)]
+  flat = traverse_util.flatten_dict(nested)
+  return [(_suffix(path), leaf) for path, leaf in _in_order(flat)]
+
+
+def _suffix(path: tuple[str, ...]) -> str:
+  return '_' + '_'.join(path)
+
+
+def _in_order(flat: dict[tuple[str, ...], Any]) -> list[Any]:
+  return sorted(flat.items(), key=lambda item: item[0])
 
 
 def map_modules(fn: Callable[[Any], Any], tree: Any, module_type: type) -> Any:
