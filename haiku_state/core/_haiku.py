@@ -409,17 +409,33 @@ def new_param(path: str, key: str, value: Any, again: Callable[[], Any]) -> Any:
     again: makes another initial value, for a custom creator that asks for
       more than one.
   """
-  values = iter((value,))
-  shape, dtype = shape_of(value), dtype_of(value)
-
-  def init(wanted_shape, wanted_dtype):
-    new = next(values, None)
-    new = again() if new is None else new
-    return fit(new, shape, dtype, wanted_shape, wanted_dtype, key)
-
+  init = _Initial(key, value, again)
   if isinstance(value, (jax.Array, np.ndarray)):
-    return at(path, hk.get_parameter, key, shape, dtype, init)
-  return at(path, _get_any, key, shape, dtype, init)
+    return at(path, hk.get_parameter, key, init.shape, init.dtype, init)
+  return at(path, _get_any, key, init.shape, init.dtype, init)
+
+
+class _Initial:
+  """The initializer of a variable of ours, whose value has been made.
+
+  Args:
+    key: the name in its bundle.
+    value: the initial value.
+    again: makes another one.
+  """
+
+  __slots__ = ('key', 'shape', 'dtype', '_values', '_again')
+
+  def __init__(self, key: str, value: Any, again: Callable[[], Any]):
+    self.key = key
+    self.shape = shape_of(value)
+    self.dtype = dtype_of(value)
+    self._values = [value]
+    self._again = again
+
+  def __call__(self, shape: Any, dtype: Any) -> Any:
+    value = self._values.pop() if self._values else self._again()
+    return fit(value, self.shape, self.dtype, shape, dtype, self.key)
 
 
 def fit(value, shape, dtype, wanted_shape, wanted_dtype, key) -> Any:
@@ -458,12 +474,8 @@ def find_state(path: str, key: str) -> Any:
 
 def new_state(path: str, key: str, value: Any) -> None:
   """Adds state to the frame; custom creators may replace the value."""
-  shape, dtype = shape_of(value), dtype_of(value)
-
-  def init(wanted_shape, wanted_dtype):
-    return fit(value, shape, dtype, wanted_shape, wanted_dtype, key)
-
-  at(path, hk.get_state, key, shape, dtype, init)
+  init = _Initial(key, value, lambda: value)
+  at(path, hk.get_state, key, init.shape, init.dtype, init)
 
 
 def write_state(path: str, key: str, value: Any) -> None:
@@ -562,8 +574,8 @@ def run_init(
     state: the state at the start.
     rng: the key of Haiku's own modules, or None.
     body: the function, without arguments.
-    note: told of each new value: its module, its key, whether it is a
-      parameter.
+    note: told of each value that is new and not made by `new_param` or
+      `new_state`: its module, its key, whether it is a parameter.
 
   Returns:
     The output, the parameters, the state, and the first value of each state.
@@ -574,8 +586,9 @@ def run_init(
   def noting_creator(
     next_creator: Any, shape, dtype, init, context: Any, is_param: bool
   ):
-    path, _, key = context.full_name.rpartition('/')
-    note(path, key, is_param)
+    if type(init) is not _Initial:
+      path, _, key = context.full_name.rpartition('/')
+      note(path, key, is_param)
     try:
       return next_creator(shape, dtype, init)
     finally:

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from module_compare import KEY, Programs, X, assert_same_as_flax, attempt
 
+import haiku_state.linen as nn
+
 programs = Programs()
 ones = jax.nn.initializers.ones
 KEYS = {'params': KEY, 'noise': jax.random.key(1), 'other': jax.random.key(2)}
@@ -619,3 +621,30 @@ def vmap_over_parameters_given(nn, flax):
 @programs.parametrize()
 def test_as_flax(program):
   assert_same_as_flax(program)
+
+
+def test_scan_traces_its_body_once_where_twice_shows_nothing_more():
+  traces = []
+
+  class Body(nn.Module):
+    @nn.compact
+    def __call__(self, carry, x):
+      traces.append(1)
+      return nn.Dense(3)(carry) + x, ()
+
+  options = dict(variable_broadcast='params', split_rngs={'params': False})
+  scan = nn.scan(Body, **options)()
+  xs = jnp.ones((4, 2, 3))
+  variables = scan.init(KEY, xs[0], xs)
+
+  def traces_of(**options):
+    traces.clear()
+    jax.eval_shape(lambda: scan.apply(variables, xs[0], xs, **options))
+    return len(traces)
+
+  assert traces_of() == 1
+  # Parameters that may change must be seen not to depend on the step, and keys
+  # are counted in each trace.
+  assert traces_of(mutable=['params']) == 2
+  assert traces_of(rngs={'params': KEY}) == 2
+  assert traces_of(rngs={'dropout': KEY}) == 1  # It does not go in.

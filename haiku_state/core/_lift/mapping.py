@@ -12,7 +12,12 @@ import jax.numpy as jnp
 from haiku_state.core import axes_scan, meta
 from haiku_state.core._lift.autodiff import checkpoint
 from haiku_state.core._lift.packing import Pack, lifted, unzip
-from haiku_state.core.filters import CollectionFilter, PRNGSequenceFilter
+from haiku_state.core.filters import (
+  CollectionFilter,
+  PRNGSequenceFilter,
+  intersect_filters,
+  is_filter_empty,
+)
 from haiku_state.typing import In, InOutAxis, InOutScanAxis, Out
 
 
@@ -206,6 +211,22 @@ def scan(
   assert all(isinstance(axis, int) for axis in variable_out_axes)
   rng_groups, splits = unzip(split_rngs.items())
   rng_axes = tuple(0 if split else axes_scan.broadcast for split in splits)
+  has_broadcast_outputs = axes_scan.broadcast in jax.tree.leaves(out_axes)
+
+  def may_vary(packed: Pack) -> bool:
+    """Returns whether a second trace of the function could show anything.
+
+    It could if something comes out that is broadcast. Keys that are drawn are
+    counted in each trace, so that both are needed to draw those of Flax.
+    """
+    return (
+      has_broadcast_outputs
+      or any(streams for group in packed.rngs for streams in group)
+      or any(
+        not is_filter_empty(intersect_filters(s.mutable, variable_broadcast))
+        for s in packed.tops
+      )
+    )
 
   def inner(packed: Pack, init, *args):
     steps = _scan_length(in_axes, args, length)
@@ -239,7 +260,8 @@ def scan(
       reverse=reverse,
       unroll=unroll,
       _split_transpose=_split_transpose,
-      check_constancy_invariants=check_constancy_invariants,
+      check_constancy_invariants=check_constancy_invariants
+      and may_vary(packed),
     )
     broadcast_vars, carry_vars, *scanned = packed.variables
     scanned = _with_axes(
