@@ -513,7 +513,8 @@ def names_of_lifted_classes(nn, flax):
 
   variables = Top().init(KEY, X)
   # With mutable collections `map_variables(init=True)` would look for new ones.
-  return [c.__name__ for c in lifted], variables, Top().apply(variables, X)
+  names = [(c.__name__, c.__qualname__, c.__module__) for c in lifted]
+  return names, variables, Top().apply(variables, X)
 
 
 @programs

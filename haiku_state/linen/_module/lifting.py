@@ -463,12 +463,14 @@ def _lift_class(
   if isinstance(target, functools.partial):
     lifted = _lift_class(transform, target.func, options, lifter)
     return functools.partial(lifted, *target.args, **target.keywords)
-  body = {
+  body: dict[str, Any] = {
     name: lifter(
       transform, [getattr(target, name)], *args, cls=target, **kwargs
     )
     for name, (args, kwargs) in options.items()
   }
+  # Python would take it from the frame that makes the class, which is in `abc`.
+  body['__module__'] = 'haiku_state.linen.transforms'
   name = transform.__name__.capitalize() + target.__name__
   return type(target)(name, (target,), body)
 
