@@ -464,10 +464,11 @@ def core_remat_static(
   static = frozenset(static_argnums)
 
   @functools.wraps(fn)
-  def rematted(scopes, *args):
-    def of_traced(scopes, *traced):
-      rest = iter(traced)
-      filled = (x if i in static else next(rest) for i, x in enumerate(args))
+  def rematted(scopes, *given):
+    # JAX names the traced ones after this signature in its errors.
+    def of_traced(scopes, *args):
+      rest = iter(args)
+      filled = (x if i in static else next(rest) for i, x in enumerate(given))
       return fn(scopes, *filled)
 
     lifted = lift.checkpoint(
@@ -478,7 +479,7 @@ def core_remat_static(
       prevent_cse=prevent_cse,
       policy=policy,
     )
-    return lifted(scopes, *(x for i, x in enumerate(args) if i not in static))
+    return lifted(scopes, *(x for i, x in enumerate(given) if i not in static))
 
   return rematted
 
