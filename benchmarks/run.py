@@ -95,6 +95,13 @@ def operations(text: str) -> int:
   return len(re.findall(r'= "?(stablehlo|chlo)\.', text))
 
 
+# Python allocates its frames in chunks: code that happens to run at the end of
+# one allocates and frees a chunk for each call, and takes up to twice as long.
+# Where that is depends on the depth of the stack and says nothing of a library,
+# so that rounds begin at different depths.
+DEPTHS = range(0, 64, 4)
+
+
 def measure(
   timed: dict[str, Callable[[], Any]], repeats: int
 ) -> dict[str, float]:
@@ -102,13 +109,24 @@ def measure(
   times: dict[str, list[float]] = {name: [] for name in timed}
   for fn in timed.values():
     fn()
-  for _ in range(repeats):
+  for i in range(repeats):
+    depth = DEPTHS[i * len(DEPTHS) // repeats]
     for name, fn in timed.items():
       gc.collect()
-      start = time.perf_counter()
-      fn()
-      times[name].append(time.perf_counter() - start)
+      times[name].append(at_depth(depth, lambda fn=fn: seconds(fn)))
   return {name: statistics.median(t) for name, t in times.items()}
+
+
+def at_depth(depth: int, fn: Callable[[], float]) -> float:
+  """Calls a function so many Python frames further down."""
+  return at_depth(depth - 1, fn) if depth else fn()
+
+
+def seconds(fn: Callable[[], Any]) -> float:
+  """Returns how long one call takes."""
+  start = time.perf_counter()
+  fn()
+  return time.perf_counter() - start
 
 
 def rows(name: str, workload: Workload, repeats: int) -> list[list[str]]:

@@ -264,10 +264,11 @@ def lift_methods_cached(
   """
 
   def as_scope_fn(fn):
-    def scope_fn(scopes, key, *args, **kwargs):
+    # Its name is that of the function in what JAX lowers, as Flax has it.
+    def core_fn(scopes, key, *args, **kwargs):
       return key.body(fn)(scopes, args, kwargs)
 
-    return _named_like(fn, scope_fn)
+    return core_fn
 
   lifted = transform(*map(as_scope_fn, fns), *trafo_args, **trafo_kwargs)
 
