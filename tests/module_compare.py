@@ -66,6 +66,8 @@ def plain(x):
     return ('tracer', x.shape, x.dtype)
   if isinstance(x, (jax.Array, np.ndarray, np.generic)):
     return np.asarray(x)
+  if isinstance(x, float):
+    return float(x)  # Newer JAX makes literals of a type of its own of some.
   if isinstance(x, jax.ShapeDtypeStruct):
     return ('shape', x.shape, str(x.dtype))
   if isinstance(x, SimpleNamespace):
