@@ -296,6 +296,24 @@ def many_params(n: int) -> Workload:
   return Workload((jnp.ones((4, WIDTH)),), linen)
 
 
+def many_variables(n: int) -> Workload:
+  """One module with n variables that it changes."""
+
+  def linen(nn):
+    class Variables(nn.Module):
+      @nn.compact
+      def __call__(self, x):
+        for i in range(n):
+          count = self.variable('counts', f'v{i}', jnp.zeros, (WIDTH,))
+          count.value += 1
+          x = x + count.value
+        return x
+
+    return linen_program(Variables(), ('counts',))
+
+  return Workload((jnp.ones((4, WIDTH)),), linen)
+
+
 def setup_style(n: int) -> Workload:
   """n dense layers made in `setup`."""
 
@@ -715,10 +733,15 @@ WORKLOADS: dict[str, Callable[[], Workload]] = {
   '100 x Dense in setup': lambda: setup_style(100),
   'one Dense called 100 x': lambda: shared(100),
   '200 modules, 1 parameter each': lambda: many_modules(200),
-  'nested 10 deep': lambda: nested(10),
-  'nested 100 deep': lambda: nested(100),
-  '1 module, 10 parameters': lambda: many_params(10),
-  '1 module, 1000 parameters': lambda: many_params(1000),
+  **{
+    f'nested {n} deep': functools.partial(nested, n) for n in (1, 10, 100, 200)
+  },
+  **{
+    f'1 module, {n} parameters': functools.partial(many_params, n)
+    for n in (1, 10, 100, 1000)
+  },
+  '1 module, 100 variables': lambda: many_variables(100),
+  '1 module, 1000 variables': lambda: many_variables(1000),
   '100 x Dense by bind': lambda: bound(100),
   '50 remat blocks': lambda: remat(50),
   '200 remat blocks': lambda: remat(200),
