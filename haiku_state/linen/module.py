@@ -46,6 +46,7 @@ from haiku_state.linen._module.context import (
 )
 from haiku_state.linen._module.fields import (
   Unspecified,
+  check_attribute,
   make_dataclass,
   unspecified,
 )
@@ -137,6 +138,9 @@ class Module(hk.Module, metaclass=ModuleMeta):
   # Whether an adopted copy keeps its name rather than that of the attribute.
   _named_by_itself = False
 
+  # Haiku's needs a transform; fields are set by that of each dataclass.
+  __init__ = object.__init__
+
   if TYPE_CHECKING:
     # For type checkers: every module has these fields, behind its own.
     name: str | None = field(default=None, kw_only=True)
@@ -178,73 +182,17 @@ class Module(hk.Module, metaclass=ModuleMeta):
     own['_state'] = ModuleState()
     parent = self.parent
     if parent is unspecified:
-      parent = self.parent = self._find_parent()
+      parent = self.parent = _find_parent(self)
     if parent is None:
       return
     if isinstance(parent, Module):
-      if not self._attach(parent):
+      if not _attach(self, parent):
         return
     elif isinstance(parent, Scope):
       own['scope'] = parent
     else:
       raise ValueError('parent must be None, Module or Scope')
-    self._bind()
-
-  def _find_parent(self) -> Module | None:
-    """Returns the module whose method makes this one, if there is one."""
-    caller = context.modules[-1]
-    if caller is None or caller.scope is None:
-      if called_by_haiku():
-        vars(self)['_made_in_haiku'] = True
-    elif not caller.scope._run.is_at_rest and called_by_haiku():
-      # A Haiku module is between: this one belongs to that.
-      vars(self)['_made_in_haiku'] = True
-      return None
-    return caller
-
-  def _attach(self, parent: Module) -> bool:
-    """Takes a name and a scope below a parent; returns whether it could yet.
-
-    Raises:
-      AssignSubModuleError: the parent is in no method that may have submodules.
-      NameInUseError: the name is taken.
-    """
-    state = parent._state
-    name = self.name
-    if name is None and state.in_setup:
-      return False  # It gets its name when it is assigned to an attribute.
-    if not parent._initialization_allowed:
-      raise errors.AssignSubModuleError(type(self).__name__)
-    if name is None:
-      prefix = type(self).__name__
-      count = state.autoname_cursor.get(prefix, 0)
-      name = f'{prefix}_{count}'
-      vars(self)['name'] = name
-      state.autoname_cursor[prefix] = count + 1
-    assert parent.scope is not None
-    # In a lifted transform setup runs again, on names that it took outside.
-    reuse = state.in_setup and state.setup_called is SetupState.TRANSFORMED
-    if not reuse and parent.scope.name_reserved(name):
-      raise errors.NameInUseError('submodule', name, type(parent).__name__)
-    state.children[name] = self
-    vars(self)['scope'] = parent.scope.push(name, reuse=reuse)
-    return True
-
-  def _bind(self) -> None:
-    """Makes a module that has a scope ready for use."""
-    scope = self.scope
-    assert scope is not None
-    run = scope._run
-    if run.is_at_rest:
-      if scope.parent is None:
-        run.haiku_root = calls.haiku_name(self)
-    else:
-      enter_haiku(self)
-    for name in self._field_names:
-      value = self.__dict__.get(name, unspecified)
-      if value is not unspecified and not submodules.is_plain(value):
-        submodules.register(self, name, value, Module)
-    self._state.is_initialized = True
+    _bind(self)
 
   def setup(self) -> None:
     """Declares submodules and variables, as attributes.
@@ -276,41 +224,13 @@ class Module(hk.Module, metaclass=ModuleMeta):
       for name in self._field_names:
         submodules.register(self, name, getattr(self, name), Module)
       if not shallow:
-        self._run_setup()
+        _run_setup(self)
       elif state.setup_called is SetupState.NEW:
-        self._check_setup()
+        _check_setup(self)
     finally:
       state.in_setup = False
       if not shallow:
         state.setup_called = SetupState.DONE
-
-  def _run_setup(self) -> None:
-    self.setup()
-    scopes = {
-      name: CompactNameScope(
-        getattr(type(self), name).inner_fun,
-        weakref.ref(self),
-        parent=self,
-        name=name,
-      )
-      for name in self._compact_name_scope_methods
-    }
-    if scopes:
-      self._compact_name_scope_modules = scopes
-
-  def _check_setup(self) -> None:
-    """Runs `setup` on shapes only, for the errors that it raises."""
-
-    def run(x):
-      clone = self.clone
-      with _KeylessScope({}, mutable=True).temporary() as root:
-        return root._run.execute(root, lambda: clone(parent=root)._checked(x))
-
-    jax.eval_shape(run, 0)
-
-  def _checked(self, x: Any) -> Any:
-    self._try_setup()
-    return x
 
   # --- Attributes ---
 
@@ -327,6 +247,7 @@ class Module(hk.Module, metaclass=ModuleMeta):
     if own_field is not None and own_field.init:
       raise errors.SetAttributeInModuleSetupError()
     assert self.scope, 'Trying to register submodules on unbound scope.'
+    check_attribute(type(self), name)
     submodules.register(self, name, val, Module)
 
   def __getattr__(self, name: str) -> Any:
@@ -363,14 +284,9 @@ class Module(hk.Module, metaclass=ModuleMeta):
     Raises:
       ValueError: the module is unbound.
     """
-    return self._bound_scope(
-      "Can't access module paths on unbound modules."
+    return _bound_scope(
+      self, "Can't access module paths on unbound modules."
     ).path
-
-  def _bound_scope(self, message: str) -> Scope:
-    if self.scope is None:
-      raise ValueError(message)
-    return self.scope
 
   # --- Copies ---
 
@@ -508,12 +424,12 @@ class Module(hk.Module, metaclass=ModuleMeta):
   def has_variable(self, col: str, name: str) -> bool:
     """Returns whether a variable, or a submodule with some, is there."""
     message = "Can't access variables on unbound modules"
-    return self._bound_scope(message).has_variable(col, name)
+    return _bound_scope(self, message).has_variable(col, name)
 
   def get_variable(self, col: str, name: str, default: Any = None) -> Any:
     """Returns the value of a variable, `default` where there is none."""
     message = "Can't access variables on unbound modules"
-    return self._bound_scope(message).get_variable(col, name, default)
+    return _bound_scope(self, message).get_variable(col, name, default)
 
   def put_variable(self, col: str, name: str, value: Any) -> None:
     """Sets the value of a variable, whether or not it is declared.
@@ -522,13 +438,13 @@ class Module(hk.Module, metaclass=ModuleMeta):
       ModifyScopeVariableError: the collection is immutable.
     """
     message = "Can't access variables on unbound modules"
-    self._bound_scope(message).put_variable(col, name, value)
+    _bound_scope(self, message).put_variable(col, name, value)
 
   @property
   def variables(self) -> Any:
     """The variables of this module and those below it, by collection."""
-    return self._bound_scope(
-      "Can't access variables on unbound modules"
+    return _bound_scope(
+      self, "Can't access variables on unbound modules"
     ).variables()
 
   def sow(
@@ -552,7 +468,7 @@ class Module(hk.Module, metaclass=ModuleMeta):
     Returns:
       Whether the value was stored.
     """
-    scope = self._bound_scope("Can't store variables on unbound modules")
+    scope = _bound_scope(self, "Can't store variables on unbound modules")
     if not scope.is_mutable_collection(col):
       return False
     if scope.has_variable(col, name):
@@ -582,7 +498,7 @@ class Module(hk.Module, metaclass=ModuleMeta):
     Raises:
       ValueError: the collection is passed without this variable.
     """
-    scope = self._bound_scope("Can't store variables on unbound modules")
+    scope = _bound_scope(self, "Can't store variables on unbound modules")
     found = scope.has_variable(collection, name)
     if scope.is_mutable_collection(collection) and not found:
       scope.reserve(name, collection)
@@ -603,19 +519,19 @@ class Module(hk.Module, metaclass=ModuleMeta):
   def is_mutable_collection(self, col: str) -> bool:
     """Returns whether the collection may be changed."""
     message = "Can't check mutability on unbound modules"
-    return self._bound_scope(message).is_mutable_collection(col)
+    return _bound_scope(self, message).is_mutable_collection(col)
 
   def is_initializing(self) -> bool:
     """Returns whether this is a call of `init`."""
-    scope = self._bound_scope(
-      "Can't check if running under init() on unbound modules"
+    scope = _bound_scope(
+      self, "Can't check if running under init() on unbound modules"
     )
     return scope.get_flag('initializing', False)
 
   def has_rng(self, name: str) -> bool:
     """Returns whether there is a key stream of this name."""
     message = "Can't query for RNGs on unbound modules"
-    return self._bound_scope(message).has_rng(name)
+    return _bound_scope(self, message).has_rng(name)
 
   def make_rng(self, name: str = 'params') -> jax.Array:
     """Returns a new key of a stream, `params` if there is no such stream.
@@ -624,7 +540,7 @@ class Module(hk.Module, metaclass=ModuleMeta):
       InvalidRngError: there is neither.
     """
     message = "Can't use RNGs on unbound modules"
-    return self._bound_scope(message).make_rng(name)
+    return _bound_scope(self, message).make_rng(name)
 
   # --- Pure functions ---
 
@@ -688,7 +604,7 @@ class Module(hk.Module, metaclass=ModuleMeta):
     Module._module_checks(self)
     fn = calls.resolve_method(self, method, Module)
     run = init_with_output(fn, self, mutable, capture_intermediates)
-    return run(self._checked_rngs(rngs), *args, **kwargs)
+    return run(_checked_rngs(self, rngs), *args, **kwargs)
 
   @traceback_util.api_boundary
   def apply(
@@ -720,7 +636,7 @@ class Module(hk.Module, metaclass=ModuleMeta):
     """
     Module._module_checks(self)
     if rngs is not None:
-      rngs = self._checked_rngs(rngs)
+      rngs = _checked_rngs(self, rngs)
     fn = calls.resolve_method(self, method, Module)
     run = apply(fn, self, mutable, capture_intermediates)
     return run(variables, *args, **kwargs, rngs=rngs)
@@ -791,21 +707,6 @@ class Module(hk.Module, metaclass=ModuleMeta):
       raise errors.CallUnbindOnUnboundModuleError()
     module = self.clone(_deep_clone=True, _reset_names=True, name=None)
     return module, self.variables
-
-  def _checked_rngs(self, rngs: Any) -> Any:
-    """Returns keys by name of the stream, from those or one key.
-
-    Raises:
-      InvalidRngError: it is neither.
-    """
-    if isinstance(rngs, dict):
-      return rngs
-    if not core.keys.is_valid_rng(rngs):
-      raise errors.InvalidRngError(
-        'RNGs should be of shape (2,) or PRNGKey in Module '
-        f'{type(self).__name__}, but rngs are: {rngs}'
-      )
-    return {'params': rngs}
 
   def _module_checks(self) -> None:
     """Raises if this is a class, or was not made as modules are."""
@@ -892,6 +793,94 @@ class Module(hk.Module, metaclass=ModuleMeta):
 _ParentType = Union[Module, Scope, Unspecified, None]
 
 
+# What follows is not in the class, so that subclasses may use the names.
+
+
+def _find_parent(module: Module) -> Module | None:
+  """Returns the module whose method makes this one, if there is one."""
+  caller = context.modules[-1]
+  if caller is None or caller.scope is None:
+    if called_by_haiku():
+      vars(module)['_made_in_haiku'] = True
+  elif not caller.scope._run.is_at_rest and called_by_haiku():
+    # A Haiku module is between: this one belongs to that.
+    vars(module)['_made_in_haiku'] = True
+    return None
+  return caller
+
+
+def _attach(module: Module, parent: Module) -> bool:
+  """Takes a name and a scope below a parent; returns whether it could yet.
+
+  Raises:
+    AssignSubModuleError: the parent is in no method that may have submodules.
+    NameInUseError: the name is taken.
+  """
+  state = parent._state
+  name = module.name
+  if name is None and state.in_setup:
+    return False  # It gets its name when it is assigned to an attribute.
+  if not parent._initialization_allowed:
+    raise errors.AssignSubModuleError(type(module).__name__)
+  if name is None:
+    prefix = type(module).__name__
+    count = state.autoname_cursor.get(prefix, 0)
+    name = f'{prefix}_{count}'
+    vars(module)['name'] = name
+    state.autoname_cursor[prefix] = count + 1
+  assert parent.scope is not None
+  # In a lifted transform setup runs again, on names that it took outside.
+  reuse = state.in_setup and state.setup_called is SetupState.TRANSFORMED
+  if not reuse and parent.scope.name_reserved(name):
+    raise errors.NameInUseError('submodule', name, type(parent).__name__)
+  state.children[name] = module
+  vars(module)['scope'] = parent.scope.push(name, reuse=reuse)
+  return True
+
+
+def _bind(module: Module) -> None:
+  """Makes a module that has a scope ready for use."""
+  scope = module.scope
+  assert scope is not None
+  run = scope._run
+  if run.is_at_rest:
+    if scope.parent is None:
+      run.haiku_root = calls.haiku_name(module)
+  else:
+    enter_haiku(module)
+  for name in module._field_names:
+    value = module.__dict__.get(name, unspecified)
+    if value is not unspecified and not submodules.is_plain(value):
+      submodules.register(module, name, value, Module)
+  module._state.is_initialized = True
+
+
+def _run_setup(module: Module) -> None:
+  module.setup()
+  scopes = {
+    name: CompactNameScope(
+      getattr(type(module), name).inner_fun,
+      weakref.ref(module),
+      parent=module,
+      name=name,
+    )
+    for name in module._compact_name_scope_methods
+  }
+  if scopes:
+    module._compact_name_scope_modules = scopes
+
+
+def _check_setup(module: Module) -> None:
+  """Runs `setup` on shapes only, for the errors that it raises."""
+
+  def run(x):
+    with _KeylessScope({}, mutable=True).temporary() as root:
+      root._run.execute(root, lambda: module.clone(parent=root)._try_setup())
+    return x
+
+  jax.eval_shape(run, 0)
+
+
 class _KeylessScope(Scope):
   """A scope whose keys are all the same, to look at shapes with."""
 
@@ -902,6 +891,28 @@ class _KeylessScope(Scope):
   def params_rng(self, init_fn: Callable[..., Any]) -> jax.Array:
     del init_fn
     return jax.random.key(0)
+
+
+def _bound_scope(module: Module, message: str) -> Scope:
+  if module.scope is None:
+    raise ValueError(message)
+  return module.scope
+
+
+def _checked_rngs(module: Module, rngs: Any) -> Any:
+  """Returns keys by name of the stream, from those or one key.
+
+  Raises:
+    InvalidRngError: it is neither.
+  """
+  if isinstance(rngs, dict):
+    return rngs
+  if not core.keys.is_valid_rng(rngs):
+    raise errors.InvalidRngError(
+      'RNGs should be of shape (2,) or PRNGKey in Module '
+      f'{type(module).__name__}, but rngs are: {rngs}'
+    )
+  return {'params': rngs}
 
 
 def _copy_once(

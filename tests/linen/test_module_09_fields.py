@@ -9,8 +9,12 @@ import pickle
 import typing
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
+import haiku as hk
 import jax.numpy as jnp
+import pytest
 from module_compare import KEY, Programs, X, assert_same_as_flax, attempt
+
+from haiku_state import linen
 
 programs = Programs()
 T = TypeVar('T')
@@ -493,6 +497,31 @@ def own_init(nn, flax):
 
 
 @programs
+def own_init_that_calls_that_of_module(nn, flax):
+  class Foo(nn.Module):
+    def __init__(self, size, **place):
+      super().__init__(**place)
+      self.size = size
+
+  foo = Foo(2)
+  return foo.size, repr(foo), attempt(foo.apply, {}), attempt(Foo, 2, name='a')
+
+
+@programs
+def names_of_our_machinery(nn, flax):
+  def method(self, x):
+    return nn.Dense(2)(x)
+
+  def call(self, x):
+    return sum(getattr(self, name)(x) for name in names)
+
+  names = ('_bind', '_attach', '_checked', '_run_setup', '_find_parent')
+  body = {**dict.fromkeys(names, method), '__call__': nn.compact(call)}
+  Foo = type(nn.Module)('Foo', (nn.Module,), body)
+  return nn.Sequential([Foo()]).init(KEY, X), nn.jit(Foo)().init(KEY, X)
+
+
+@programs
 def class_of_a_module(nn, flax):
   class Foo(nn.Module):
     a: int = 1
@@ -603,3 +632,52 @@ def override_of_properties_and_methods_by_fields(nn, flax):
 @programs.parametrize()
 def test_same_as_flax(program):
   assert_same_as_flax(program)
+
+
+def test_subclasses_may_use_all_names_but_these():
+  theirs = dir(pytest.importorskip('flax.linen').Module)
+  more = set(dir(linen.Module)) - set(theirs) - set(dir(hk.Module))
+  assert more <= {
+    'AUTO_REPR',
+    '_compact_name_scope_methods',
+    '_field_names',
+    '_named_by_itself',
+    '_setup_needed',
+    '_state',
+    'scope',
+  }
+
+
+def own_field(name):
+  return type(linen.Module)(
+    'Foo', (linen.Module,), {'__annotations__': {name: int}}
+  )()
+
+
+def own_constant(name):
+  return type(linen.Module)('Foo', (linen.Module,), {name: 3})()
+
+
+def of_a_mixin(name):
+  mixin = type('Mixin', (), {name: 3})
+  return type(linen.Module)('Foo', (mixin, linen.Module), {})()
+
+
+def set_in_setup(name):
+  class Foo(linen.Module):
+    def setup(self):
+      setattr(self, name, 3)
+
+    def __call__(self):
+      pass
+
+  Foo().apply({})
+
+
+@pytest.mark.parametrize('name', ['module_name', '_submodules'])
+@pytest.mark.parametrize(
+  'use', [own_field, own_constant, of_a_mixin, set_in_setup]
+)
+def test_names_that_haiku_sets_are_refused(use, name):
+  with pytest.raises(ValueError, match=f'Foo has an attribute "{name}"'):
+    use(name)

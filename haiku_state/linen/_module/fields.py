@@ -15,6 +15,9 @@ from haiku_state.linen import kw_only_dataclasses
 # Fields that say where a module is, not what it is.
 PLACE = ('parent', 'name')
 
+# Haiku keeps facts of its own in these attributes of every module.
+_OF_HAIKU = ('module_name', '_submodules')
+
 
 class Unspecified:
   """The default of `parent`: the module whose method is running.
@@ -68,6 +71,7 @@ def make_dataclass(cls: Any, kw_only: bool, parent_type: Any) -> None:
   Raises:
     ReservedModuleAttributeError: the class declares `parent` or `name` as
       something else.
+    ValueError: it declares an attribute that Haiku sets.
   """
   annotations = dict(inspect.get_annotations(cls))
   if annotations.get('parent', parent_type) != parent_type:
@@ -99,6 +103,22 @@ def make_dataclass(cls: Any, kw_only: bool, parent_type: Any) -> None:
   cls._field_names = tuple(
     f.name for f in dataclasses.fields(cls) if f.init and f.name not in PLACE
   )
+  for name in _OF_HAIKU:
+    if hasattr(cls, name) or name in cls.__dataclass_fields__:
+      check_attribute(cls, name)
+
+
+def check_attribute(cls: type, name: str) -> None:
+  """Raises if Haiku sets an attribute of this name.
+
+  Raises:
+    ValueError: it does; the module would find Haiku's value in its own place.
+  """
+  if name in _OF_HAIKU:
+    raise ValueError(
+      f'Module class {cls.__name__} has an attribute "{name}", in which Haiku'
+      f' keeps a value of its own. Give it another name: "own_{name}", say.'
+    )
 
 
 def _leave_out_of_comparison(cls: Any, annotations: dict[str, Any]) -> None:
