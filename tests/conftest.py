@@ -1,6 +1,9 @@
-"""Four host devices for the tests that map or shard, and flags that stay."""
+"""Four host devices for the tests that map or shard; flags and memory."""
 
+import ctypes
+import gc
 import os
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +18,8 @@ if 'xla_force_host_platform_device_count' not in flags:
 # running it badly.
 os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
 
+import jax  # noqa: E402
+
 
 @pytest.fixture(autouse=True)
 def flags_stay():
@@ -26,3 +31,37 @@ def flags_stay():
   for name, value in before.items():
     if config._values[name] != value:
       config.update(name, value)
+
+
+# JAX keeps what it has compiled: thousands of tests would fill the memory of a
+# small machine.
+MOST_GROWTH = 1 << 30
+resident_when_clean = 0
+
+
+@pytest.fixture(scope='module', autouse=True)
+def memory_stays():
+  """It drops what JAX has compiled when that has become much."""
+  yield
+  global resident_when_clean
+  if resident_bytes() > resident_when_clean + MOST_GROWTH:
+    jax.clear_caches()
+    gc.collect()
+    give_back_memory()
+    resident_when_clean = resident_bytes()
+
+
+def give_back_memory():
+  """It has the C library give back what is free, which it else may keep."""
+  try:
+    ctypes.CDLL('libc.so.6').malloc_trim(0)
+  except (OSError, AttributeError):
+    pass  # Another C library.
+
+
+def resident_bytes():
+  """It returns the memory that this process uses; 0 where that is not known."""
+  statm = Path('/proc/self/statm')
+  if not statm.exists():
+    return 0
+  return int(statm.read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE')
