@@ -280,7 +280,9 @@ def results(package, nn, make, chosen, in_setup, *, gradient):
       return plain(bits(variables)), plain(
         jax.eval_shape(apply, variables, *args)
       )
-    grads, out = jax.grad(loss, (0, 1), has_aux=True)(variables['params'], args)
+    # One program compiles faster than many operations, loops above all.
+    grad = jax.jit(jax.grad(loss, (0, 1), has_aux=True))
+    grads, out = grad(variables['params'], args)
     return plain(bits(variables)), plain(grads), plain(out)
 
 
