@@ -52,16 +52,17 @@ def while_loop(
         for group, is_split in zip(packed.rngs, splits)
       )
 
-    def goes_on(state):
-      i, carried, c = state
+    # JAX names the carry after this parameter in its errors.
+    def goes_on(c):
+      i, carried, c = c
       # Negative, so that the condition's keys are not those of the body.
       result, _ = packed.call(
         cond_fn, (carried, broadcast), rngs_of(-i), c, mutable_filter=False
       )
       return result
 
-    def step(state):
-      i, carried, c = state
+    def step(c):
+      i, carried, c = c
       c, (carried,) = packed.call(body_fn, (carried, broadcast), rngs_of(i), c)
       return i + 1, carried, c
 
