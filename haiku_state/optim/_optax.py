@@ -56,20 +56,15 @@ class OptaxOptimizerDef(OptimizerDef):
     raise NotImplementedError
 
   def init_param_state(self, param: Any) -> Any:
-    hyper_params = self.hyper_params
-    # It is legal to give a learning rate only in the steps; no state needs it.
-    if hyper_params.learning_rate is None:
-      hyper_params = hyper_params.replace(learning_rate=0.0)
-    optax_state = self.transformation(hyper_params).init(jnp.asarray(param))
-    names, treedef = _names_of_leaves(optax_state)
-    leaves = dict(zip(names, treedef.flatten_up_to(optax_state)))
-    return self.param_state(
-      **{
-        field: leaves[name]
-        for field, name in self.optax_names.items()
-        if name in leaves
-      }
-    )
+    return self.param_state(**self.initial_values(jnp.asarray(param)))
+
+  def initial_values(self, param: jax.Array) -> dict[str, Any]:
+    """It returns the fields of ``param_state`` before the first step.
+
+    They are zeros whatever the hyper-parameters are: a subclass with a rule of
+    its own may have others than the transformation knows.
+    """
+    return {field: jnp.zeros_like(param) for field in self.optax_names}
 
   def apply_param_gradient(self, step, hyper_params, param, state, grad):
     (param,), (state,) = self._apply_gradients(
@@ -138,7 +133,7 @@ class OptaxOptimizerDef(OptimizerDef):
     """
     _check_learning_rate(type(self).__name__, hyper_params.learning_rate)
     transformation = self.transformation(hyper_params)
-    names, treedef = _names_of_leaves(transformation.init(jnp.zeros(())))
+    names, treedef = names_of_leaves(transformation.init(jnp.zeros(())))
     fields = {name: field for field, name in self.optax_names.items()}
     optax_state = treedef.unflatten(
       [
@@ -190,7 +185,7 @@ def _check_learning_rate(optimizer: str, learning_rate: Any) -> None:
     )
 
 
-def _names_of_leaves(optax_state: Any) -> tuple[list[str], Any]:
+def names_of_leaves(optax_state: Any) -> tuple[list[str], Any]:
   """It returns the fields that hold the leaves of a state for one parameter."""
   leaves, treedef = jax.tree_util.tree_flatten_with_path(optax_state)
   return [path[-1].name for path, _ in leaves], treedef

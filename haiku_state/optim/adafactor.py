@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from haiku_state import struct
-from haiku_state.optim._optax import OptaxOptimizerDef
+from haiku_state.optim._optax import OptaxOptimizerDef, names_of_leaves
 
 __all__ = ['Adafactor']
 
@@ -142,6 +142,18 @@ class Adafactor(OptaxOptimizerDef):
           ' constructor.'
         )
     return hyper_params
+
+  def initial_values(self, param):
+    # Shapes depend on what is factored, which optax knows.
+    hyper_params = self.hyper_params.replace(learning_rate=0.0)
+    optax_state = self.transformation(hyper_params).init(param)
+    names, treedef = names_of_leaves(optax_state)
+    values = dict(zip(names, treedef.flatten_up_to(optax_state)))
+    return {
+      field: values[name]
+      for field, name in self.optax_names.items()
+      if name in values
+    }
 
   def transformation(self, hyper_params):
     hp = hyper_params

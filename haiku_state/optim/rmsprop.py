@@ -66,6 +66,12 @@ class RMSProp(OptaxOptimizerDef):
     """
     super().__init__(_RMSPropHyperParams(learning_rate, beta2, eps, centered))
 
+  def initial_values(self, param):
+    values = super().initial_values(param)
+    if not self.hyper_params.centered:
+      del values['mg']
+    return values
+
   def transformation(self, hyper_params):
     scale = (
       optax.scale_by_stddev if hyper_params.centered else optax.scale_by_rms

@@ -217,6 +217,31 @@ def test_a_subclass_may_change_the_state():
   np.testing.assert_allclose(moved, expected, rtol=1e-6)
 
 
+def test_a_subclass_may_have_other_hyper_parameters():
+  """The state, which it takes over, does not depend on those of its base."""
+
+  @struct.dataclass
+  class SignHyperParams:
+    rate: float
+
+  class SignMomentum(optim.Momentum):
+    def __init__(self, rate):
+      optim.OptimizerDef.__init__(self, SignHyperParams(rate))
+
+    def apply_param_gradient(self, step, hyper_params, param, state, grad):
+      momentum = state.momentum + jnp.sign(grad)
+      return param - hyper_params.rate * momentum, state.replace(
+        momentum=momentum
+      )
+
+  optimizer = SignMomentum(0.5).create(jnp.ones(2))
+  for _ in range(2):
+    optimizer = optimizer.apply_gradient(jnp.array([3.0, -4.0]))
+  np.testing.assert_array_equal(optimizer.target, [-0.5, 2.5])
+  optimizer = optimizer.apply_gradient(jnp.ones(2), rate=1.0)
+  np.testing.assert_array_equal(optimizer.target, [-3.5, 3.5])
+
+
 def test_one_parameter_alone_gets_the_same_numbers():
   definition = optim.Adam(0.1)
   optimizer = definition.create({'w': jnp.ones(3)})
