@@ -34,7 +34,7 @@ class OptaxOptimizerDef(OptimizerDef):
   The updated parameter and its new state have the dtypes of the old ones,
   whatever the dtypes of gradient and hyper-parameters. (In Flax, float32
   gradients or a float32 array as learning rate made float32 parameters of
-  bfloat16 ones.)
+  bfloat16 ones.) Integers become floating, as in Flax.
 
   A subclass of such an optimizer may override ``apply_param_gradient``, which
   is then what counts, here and in ``to_optax``.
@@ -210,6 +210,9 @@ def _with_dtype_of(old: Any, new: Any) -> Any:
   # JAX has no float64 unless it is told to; NumPy has.
   both_numpy = isinstance(old, np.ndarray) and not isinstance(new, jax.Array)
   dtype = old.dtype if both_numpy else jnp.result_type(old)
+  # A step from an integer is seldom an integer.
+  if not jnp.issubdtype(dtype, jnp.inexact):
+    return new
   return new if new.dtype == dtype else new.astype(dtype)
 
 

@@ -146,6 +146,18 @@ def test_numpy_arrays_stay_where_the_rule_is_plain(definition, stays):
     np.testing.assert_array_equal(new, np.array([0.7]))
 
 
+@pytest.mark.parametrize('param', [1, np.int32(1), jnp.array([1])])
+@pytest.mark.parametrize(
+  'definition', [optim.GradientDescent(0.25), optim.Momentum(0.25)]
+)
+def test_integers_are_not_rounded(definition, param):
+  optimizer = definition.create(param)
+  for _ in range(2):
+    optimizer = optimizer.apply_gradient(jnp.ones(jnp.shape(param)))
+  moved = 0.5 if isinstance(definition, optim.GradientDescent) else 0.275
+  np.testing.assert_allclose(optimizer.target, moved, rtol=1e-6)
+
+
 def test_replace_of_the_target():
   optimizer = optim.GradientDescent(0.5).create({'w': jnp.ones(2)})
   optimizer = optimizer.replace(target={'w': jnp.zeros(2)})
