@@ -2,11 +2,15 @@
 
 import dataclasses
 import functools
+import gc
+import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from module_compare import KEY, Programs, X, assert_same_as_flax, attempt
+
+from haiku_state import linen
 
 programs = Programs()
 ones = jax.nn.initializers.ones
@@ -406,6 +410,100 @@ def config_objects_with_a_class(nn, flax):
   return Foo(Config(2)).init(KEY, X)
 
 
+@programs
+def modules_as_arguments_are_told_apart(nn, flax):
+  class Scale(nn.Module):
+    factor: float
+
+    def __call__(self, x):
+      return self.factor * x
+
+  class Use(nn.Module):
+    @nn.jit
+    def __call__(self, module, x):
+      return module(x)
+
+  class Top(nn.Module):
+    factor: float
+
+    @nn.compact
+    def __call__(self, x):
+      return Use()(Scale(self.factor), x)
+
+  class Dense(nn.Module):
+    init_fn: object
+
+    @nn.compact
+    def __call__(self, x):
+      return Use()(nn.Dense(3, kernel_init=self.init_fn), x)
+
+  class Siblings(nn.Module):
+    def setup(self):
+      self.a, self.b = nn.Dense(3), nn.Dense(3)
+      self.v = self.variable('state', 'v', lambda: jnp.ones(()))
+      self.w = self.variable('state', 'w', lambda: 2 * jnp.ones(()))
+
+    @nn.jit
+    def use(self, layer, x):
+      return layer(x)
+
+    @nn.jit
+    def both(self, one, other, x):
+      return one(x) - 2 * other(x)
+
+    @nn.jit
+    def times(self, variable, x):
+      variable.value = variable.value + 1
+      return variable.value * x
+
+    def __call__(self, x):
+      layers = (self.a, self.b)
+      return (
+        [self.use(layer, x) for layer in layers],
+        [self.both(*two, x) for two in itertools.product(layers, repeat=2)],
+        [self.times(variable, x) for variable in (self.v, self.w, self.v)],
+      )
+
+  normal, ones = nn.initializers.normal(), nn.initializers.ones
+  variables = Siblings().init(KEY, X)
+  return (
+    [Top(factor).apply({}, 1.0) for factor in (1.0, 2.0, 1.0)],
+    [Dense(init_fn).init(KEY, X) for init_fn in (normal, ones)],
+    variables,
+    Siblings().apply(variables, X, mutable='state'),
+  )
+
+
 @programs.parametrize()
 def test_as_flax(program):
   assert_same_as_flax(program)
+
+
+# Flax answers with what it has compiled for another function, or class, that
+# had the same address before it was gone.
+def test_functions_and_classes_that_are_gone_are_not_mistaken():
+  class Apply(linen.Module):
+    fn: object
+
+    @linen.jit
+    def __call__(self, x):
+      return self.fn(x)
+
+  def scale_by(factor):
+    return lambda x: factor * x
+
+  assert [Apply(scale_by(i))(1) for i in range(5)] == list(range(5))
+  assert [Apply(scale_by(i)).apply({}, 1) for i in range(5)] == list(range(5))
+
+  call = linen.jit(lambda module, x: module(x))
+  outputs = []
+  for i in range(3):
+
+    class Scale(linen.Module):
+      def __call__(self, x, i=i):
+        return i * x
+
+    outputs.append(call(Scale(), 1))
+    del Scale
+    gc.collect()
+  assert outputs == [0, 1, 2]

@@ -152,7 +152,7 @@ def _cached(
 
   @functools.wraps(fn)
   def pure(fingerprint, variables, rngs, *args, **kwargs):
-    _, static_key = fingerprint
+    *_, static_key = fingerprint
 
     def with_key(scopes, *args, **kwargs):
       return fn(scopes, static_key, *args, **kwargs)
@@ -163,7 +163,8 @@ def _cached(
 
   def inner(packed: Pack, static_key, *args, **kwargs):
     mutable = tuple(_hashable_filter(top.mutable) for top in packed.tops)
-    fingerprint = (mutable, static_key)
+    places = tuple((packed.tops.index(top), x) for top, x in packed.places)
+    fingerprint = (mutable, places, static_key)
     before = _counts(packed)
     with current.push(packed):
       result = run(

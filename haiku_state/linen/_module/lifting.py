@@ -56,13 +56,14 @@ class Reached:
     scopes: the scopes of all that is reached.
     args: the arguments, with slots for modules and variables.
     kwargs: the keyword arguments, likewise.
+    slots: what the slots stand for.
   """
 
   def __init__(self, module: Module, args: Any, kwargs: Any):
     self.module = module
     # An unbound module has None, which is no leaf of a pytree.
     self.scopes: list[Any] = []
-    self._slots: list[Any] = []
+    self.slots: list[Module | Variable] = []
     self._places: dict[Any, int] = {}
     self.args, self.kwargs = jax.tree.map(self._take_out, (args, kwargs))
     self._visit(module)
@@ -76,8 +77,8 @@ class Reached:
     else:
       return x
     self._visit(x)
-    self._slots.append(x)
-    return _Slot(len(self._slots) - 1, kind)
+    self.slots.append(x)
+    return _Slot(len(self.slots) - 1, kind)
 
   def _visit(self, x: Any) -> None:
     """Notes the scope of a module or variable, and what it reaches."""
@@ -130,7 +131,7 @@ class Reached:
       return copies[key]
 
     def put_back(x: Any) -> Any:
-      return copy(self._slots[x.index]) if isinstance(x, _Slot) else x
+      return copy(self.slots[x.index]) if isinstance(x, _Slot) else x
 
     args, kwargs = jax.tree.map(
       put_back, (args, kwargs), is_leaf=lambda x: isinstance(x, _Slot)
@@ -305,7 +306,7 @@ def _forked_rngs(scope: Any) -> Iterator[None]:
 
 
 class _StaticKey:
-  """Says all that is static about a module; equal for modules that are alike.
+  """Says all that is static about a call; equal for calls that are alike.
 
   Args:
     reached: what the call reaches.
@@ -316,13 +317,23 @@ class _StaticKey:
     # JAX keeps the key as long as what it has compiled.
     self._reached = weakref.ref(reached)
     self._cls = cls
-    self._hash = hash(_fingerprint(reached.module, (), {}))
+    # Not just its hash: that of a function is its address, which another one
+    # may get when it is gone.
+    seen: dict[int, int] = {}
+    self._fingerprint = tuple(
+      _fingerprint(x, (), seen) for x in (reached.module, *reached.slots)
+    )
+    self._hash = hash(self._fingerprint)
 
   def __hash__(self) -> int:
     return self._hash
 
   def __eq__(self, other: Any) -> bool:
-    return isinstance(other, _StaticKey) and self._hash == other._hash
+    return (
+      isinstance(other, _StaticKey)
+      and self._hash == other._hash
+      and self._fingerprint == other._fingerprint
+    )
 
   def body(self, fn: Callable[..., Any]) -> _Body:
     reached = self._reached()
@@ -334,7 +345,7 @@ def _fingerprint(x: Any, path: tuple[str, ...], seen: dict[Any, int]) -> Any:
   """Returns a hashable for all that can change what a method traces to.
 
   Args:
-    x: a module, or the value of a field.
+    x: a module, a variable, or the value of a field.
     path: where it is, for errors.
     seen: the modules so far; a second mention is a number.
 
@@ -351,6 +362,8 @@ def _fingerprint(x: Any, path: tuple[str, ...], seen: dict[Any, int]) -> Any:
     return _fingerprint(x.__fn_or_cls__, path, seen)
   if isinstance(x, Module):
     return _module_fingerprint(x, path, seen)
+  if isinstance(x, Variable):
+    return Variable, x.collection, x.name, x.unbox
   if isinstance(x, DenyList):
     return DenyList, named('deny', x.deny)
   if dataclasses.is_dataclass(x):
