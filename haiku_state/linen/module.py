@@ -45,7 +45,10 @@ from haiku_state.linen._module.context import (
   override_named_call as override_named_call,
 )
 from haiku_state.linen._module.fields import (
-  Unspecified,
+  # Programs that document their modules import it by Flax's name.
+  Unspecified as _Sentinel,
+)
+from haiku_state.linen._module.fields import (
   check_attribute,
   make_dataclass,
   unspecified,
@@ -144,7 +147,7 @@ class Module(hk.Module, metaclass=ModuleMeta):
   if TYPE_CHECKING:
     # For type checkers: every module has these fields, behind its own.
     name: str | None = field(default=None, kw_only=True)
-    parent: Module | Scope | Unspecified | None = field(
+    parent: Module | Scope | _Sentinel | None = field(
       default=None, kw_only=True
     )
     # Annotations that no reader of a subclass's type hints should meet.
@@ -293,7 +296,7 @@ class Module(hk.Module, metaclass=ModuleMeta):
   def clone(
     self: M,
     *,
-    parent: Scope | Module | Unspecified | None = None,
+    parent: Scope | Module | _Sentinel | None = None,
     _deep_clone: bool | weakref.WeakValueDictionary = False,
     _reset_names: bool = False,
     **updates: Any,
@@ -330,7 +333,7 @@ class Module(hk.Module, metaclass=ModuleMeta):
   def copy(
     self: M,
     *,
-    parent: Scope | Module | Unspecified | None = unspecified,
+    parent: Scope | Module | _Sentinel | None = unspecified,
     name: str | None = None,
     **updates: Any,
   ) -> M:
@@ -790,7 +793,7 @@ class Module(hk.Module, metaclass=ModuleMeta):
     return {'/'.join(row.path): row.module_copy for row in table}
 
 
-_ParentType = Union[Module, Scope, Unspecified, None]
+_ParentType = Union[Module, Scope, _Sentinel, None]
 
 
 # What follows is not in the class, so that subclasses may use the names.

@@ -551,6 +551,7 @@ def parent_sentinel(nn, flax):
     copy.copy(sentinel) is sentinel,
     copy.deepcopy(sentinel) is sentinel,
     pickle.loads(pickle.dumps(sentinel)) is sentinel,
+    isinstance(sentinel, nn.module._Sentinel),
     Foo(3).parent,
   )
 
