@@ -138,6 +138,24 @@ def own_reprs(nn, flax):
 
 
 @programs
+def lines_of_a_field(nn, flax):
+  # As a configuration prints that is shown as YAML, with a line end behind it.
+  class Config:
+    def __init__(self, text):
+      self.text = text
+
+    def __repr__(self):
+      return self.text
+
+  class Foo(nn.Module):
+    config: object
+    inner: object = None
+
+  texts = ['a: 1\n', 'a: 1\n\nb: 2\n', '\n', '', 'a\r\nb\x0bc\n']
+  return [repr(Foo(Config(t), Foo(Config(t)))) for t in texts]
+
+
+@programs
 def half_made(nn, flax):
   class Foo(nn.Module):
     a: int = 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import textwrap
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -38,7 +37,8 @@ def module_repr(module: Module, num_spaces: int = 4) -> str:
       lines.append(f'{name} = {module_repr(child, num_spaces)}')
   if not lines:
     return f'{type(module).__name__}()'
-  body = textwrap.indent('\n'.join(lines), indent, lambda line: True)
+  # Blank lines are indented, too: a field may print as several lines.
+  body = '\n'.join(indent + line for line in '\n'.join(lines).split('\n'))
   return f'{type(module).__name__}(\n{body}\n)'
 
 
