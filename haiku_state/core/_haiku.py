@@ -144,6 +144,8 @@ def to_haiku(
 
 # In a tree of names, the leaf of a parameter that is None: Haiku has no such.
 NONE = 'none'
+# The leaf of state that is one array, for sure: it is in no box.
+ARRAY = 'array'
 
 
 class FrozenNode(dict):
@@ -163,7 +165,7 @@ def spread(
 
   Returns:
     `(params, state, names)`. `names` has a dict for each level of a collection
-    and `True` for each leaf, or `NONE`.
+    and `True` for each leaf, or `NONE` or `ARRAY`.
   """
   params: Bundles = {}
   state: Bundles = {}
@@ -203,8 +205,10 @@ def _spread_level(tree, path, target, key, node, root, params) -> None:
       bundle[key(name)] = value
       if isinstance(value, _MAPPINGS):
         node[name] = type(node)()
+      elif target is params:
+        node[name] = NONE if value is None else True
       else:
-        node[name] = NONE if value is None and target is params else True
+        node[name] = ARRAY if isinstance(value, jax.Array) else True
 
 
 def from_haiku(

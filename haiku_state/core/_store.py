@@ -99,6 +99,9 @@ class AtRest(_Tree):
   def get(self, scope: Scope, col: str, name: str, default: Any = None) -> Any:
     return self.level(scope, col).get(name, default)
 
+  def is_array(self, scope: Scope, col: str, name: str) -> bool:
+    return isinstance(self.get(scope, col, name), jax.Array)
+
   def put(self, scope: Scope, col: str, name: str, value: Any) -> None:
     _merge(self.new_level(scope, col), name, value)
 
@@ -138,8 +141,8 @@ def _merge(level: dict[str, Any], name: str, value: Any) -> None:
 class InRun(_Tree):
   """Variables in the frame of a run; the tree here holds their names.
 
-  A level of names is a dict, a leaf is `True`, or `_IN_STATE` for a parameter
-  that was overwritten: Haiku's parameters do not change, so its new value is
+  A level of names is a dict, a leaf is `True`, `ARRAY` for state that is one
+  array, or `_IN_STATE` for a parameter that was overwritten: Haiku's parameters do not change, so its new value is
   state, which wins over the parameter when the run is over. A name may be that
   of a value which is gone: `hk.eval_shape`, for one, lets go of what is made in
   it.
@@ -200,6 +203,10 @@ class InRun(_Tree):
       return self._read(scope.haiku_path, col, name, leaf)
     except _haiku.Missing:
       return default
+
+  def is_array(self, scope: Scope, col: str, name: str) -> bool:
+    """Returns whether a variable is one array, as far as the name tells."""
+    return self.level(scope, col).get(name) == _haiku.ARRAY
 
   def _read(self, path: str, col: str, name: str, leaf: Any) -> Any:
     if isinstance(leaf, dict):
@@ -297,7 +304,10 @@ class InRun(_Tree):
     else:
       _haiku.write_state(path, key, value)
     self.by_haiku.discard((path, key))
-    level[name] = _IN_STATE if col == 'params' else True
+    if col == 'params':
+      level[name] = _IN_STATE
+    else:
+      level[name] = _haiku.ARRAY if isinstance(value, jax.Array) else True
 
   def _drop(self, path: str, col: str, name: str) -> None:
     if col == 'params':
@@ -433,6 +443,9 @@ class InHaiku:
       except _haiku.Missing:
         pass  # It may be a level.
     return self.level(scope, col).get(name, default)
+
+  def is_array(self, scope: Scope, col: str, name: str) -> bool:
+    return isinstance(self.get(scope, col, name), jax.Array)
 
   def put(self, scope: Scope, col: str, name: str, value: Any) -> None:
     self._put(scope, scope.haiku_path, col, name, value)

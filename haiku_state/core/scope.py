@@ -82,9 +82,9 @@ class Variable(Generic[T]):
 
   def _boxed(self, value: T) -> Any:
     """Returns a new value in the boxes of the old one, where they fit."""
+    if self.scope._is_array(self.collection, self.name):
+      return value  # There is no box, nor any need to look at the value.
     old = self.scope.get_variable(self.collection, self.name)
-    if isinstance(old, jax.Array):
-      return value
     boxed = functools.partial(jax.tree.structure, is_leaf=meta.is_axis_metadata)
     structure = boxed(old)
     if structure != boxed(value):
@@ -446,6 +446,10 @@ class Scope:
   def get_variable(self, col: str, name: str, default: Any = None) -> Any:
     """Returns the value of a variable, or `default` where there is none."""
     return self._run.store.get(self, col, name, default)
+
+  def _is_array(self, col: str, name: str) -> bool:
+    """Returns whether the variable is one array; False if that is not known."""
+    return self._run.store.is_array(self, col, name)
 
   def has_variable(self, col: str, name: str) -> bool:
     """Returns whether the variable is there."""
