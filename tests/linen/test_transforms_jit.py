@@ -411,6 +411,28 @@ def config_objects_with_a_class(nn, flax):
 
 
 @programs
+def parameters_set_after_a_cache_hit(nn, flax):
+  class Sum(nn.Module):
+    @nn.jit
+    def __call__(self, x):
+      self.put_variable('params', 'ab'[x.ndim - 1], x.sum())
+      return x
+
+  class Top(nn.Module):
+    @nn.compact
+    def __call__(self, *inputs):
+      return [Sum()(x) for x in inputs]
+
+  value = {'a': jnp.array(100.0), 'b': jnp.array(200.0)}
+  variables = {'params': {f'Sum_{i}': value for i in range(4)}}
+  row = X[0]
+  return (
+    Top().apply(variables, row, row, X, X, mutable='params'),
+    Top().apply(variables, X, X, row, row, mutable='params'),
+  )
+
+
+@programs
 def modules_as_arguments_are_told_apart(nn, flax):
   class Scale(nn.Module):
     factor: float

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -83,28 +84,61 @@ def set_from_dict(original: dict[Any, Any], updates: Mapping[Any, Any]) -> None:
       original[key] = value
 
 
-class _SideEffects:
-  """What a traced function did besides returning, to do it again unheard.
+class _KeyCounts:
+  """How many keys a traced function drew, to count them again unheard.
 
-  When JAX has compiled the function, it does not run: the counts of keys must
-  go on all the same, and so must the knowledge of which parameters it made.
+  When JAX has compiled the function, it does not run: the counts must go on all
+  the same.
   """
 
   def __init__(self) -> None:
-    self._of: dict[Any, tuple[list[CountsHolder], list[Any]]] = {}
+    self._of: dict[Any, list[CountsHolder]] = {}
 
   def replay(self, key: Any, packed: Pack, before: list[CountsHolder]) -> None:
     """Brings counts of keys to where a run of the function brings them."""
-    known = self._of.get(key)
-    if known is None:
+    deltas = self._of.get(key)
+    if deltas is None:
       now = _counts(packed)
-      deltas = [new.sub(old) for new, old in zip(now, before)]
-      self._of[key] = deltas, list(packed.touched)
+      self._of[key] = [new.sub(old) for new, old in zip(now, before)]
       return
-    deltas, touched = known
     for top, delta, old in zip(packed.tops, deltas, before):
       set_from_dict(top.rng_counters, delta.add(old).unflat())
-    packed.touched = list(touched)
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class _Touched:
+  """The parameters that a function made or set: see `Pack.touched`.
+
+  It is a part of what a compiled function returns, without arrays, so that JAX
+  keeps it with the code that it belongs to.
+
+  Attributes:
+    names: for each top, bundles from there on and names.
+  """
+
+  names: tuple[frozenset[tuple[str, str]] | None, ...]
+
+  @classmethod
+  def of(cls, packed: Pack) -> _Touched:
+    """Returns what was touched, as at any other path."""
+    return cls(
+      tuple(
+        None
+        if names is None
+        else frozenset((x.removeprefix(top.haiku_path), n) for x, n in names)
+        for top, names in zip(packed.tops, packed.touched)
+      )
+    )
+
+  def at(self, packed: Pack) -> list[Any]:
+    """Returns what was touched, below these tops."""
+    return [
+      None
+      if names is None
+      else {(top.haiku_path + path, name) for path, name in names}
+      for top, names in zip(packed.tops, self.names)
+    ]
 
 
 def _counts(packed: Pack) -> list[CountsHolder]:
@@ -148,7 +182,7 @@ def _cached(
   """
   # The pure function is one for all calls; the scopes of each reach it here.
   current: TransformContext[Pack] = TransformContext()
-  effects = _SideEffects()
+  key_counts = _KeyCounts()
 
   @functools.wraps(fn)
   def pure(fingerprint, variables, rngs, *args, **kwargs):
@@ -157,7 +191,9 @@ def _cached(
     def with_key(scopes, *args, **kwargs):
       return fn(scopes, static_key, *args, **kwargs)
 
-    return current.get().call(with_key, variables, rngs, *args, **kwargs)
+    packed = current.get()
+    result = packed.call(with_key, variables, rngs, *args, **kwargs)
+    return result, _Touched.of(packed)
 
   run = wrap(pure)
 
@@ -167,14 +203,15 @@ def _cached(
     fingerprint = (mutable, places, static_key)
     before = _counts(packed)
     with current.push(packed):
-      result = run(
+      result, touched = run(
         fingerprint,
         packed.variables,
         _without_suffixes(packed.rngs),
         *args,
         **kwargs,
       )
-    effects.replay(fingerprint, packed, before)
+    packed.touched = touched.at(packed)
+    key_counts.replay(fingerprint, packed, before)
     return result
 
   return lifted(
