@@ -378,6 +378,44 @@ def parameters_change_inside(nn, flax):
 
 
 @programs
+def parameters_set_in_branches_and_loops(nn, flax):
+  def a(m, x):
+    m.put_variable('params', 'a', x.sum())
+    return x
+
+  def b(m, x):
+    m.put_variable('params', 'b', x.sum())
+    return x
+
+  def step(m, c):
+    b(m, a(m, c))
+    return 2 * c
+
+  small = lambda m, c: c.sum() < 40
+  bodies = {
+    'cond': lambda m, x, i: nn.cond(i == 0, a, b, m, x),
+    'switch': lambda m, x, i: nn.switch(i, [a, b, lambda m, x: x], m, x),
+    'while': lambda m, x, i: nn.while_loop(
+      small, step, m, x, carry_variables='params'
+    ),
+    'vjp': lambda m, x, i: nn.vjp(step, m, x)[0],
+  }
+
+  class Top(nn.Module):
+    body: str
+
+    def __call__(self, x, i):
+      return bodies[self.body](self, x, i)
+
+  variables = {'params': {'a': jnp.array(100.0), 'b': jnp.array(200.0)}}
+  return [
+    Top(body).apply(variables, X, i, mutable='params')
+    for body in bodies
+    for i in range(3)
+  ]
+
+
+@programs
 def parameters_set_to_none(nn, flax):
   class Foo(nn.Module):
     @nn.compact

@@ -154,7 +154,8 @@ class Pack:
         raise ValueError(f'unmapped output variables: {tuple(rest)}')
       groups.append(tuple(wanted))
       if store.touched is not None:
-        self.touched[i] = store.touched
+        # There may be several functions: the branches of `cond`.
+        self.touched[i] = (self.touched[i] or set()) | store.touched
     return _transpose(groups) or ((),) * len(self.out_filters)
 
   def call(
