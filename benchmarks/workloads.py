@@ -367,11 +367,6 @@ def _dense_params(key: jax.Array) -> Any:
   return kernel, jnp.zeros(WIDTH)
 
 
-def _dense(params: Any, x: jax.Array) -> jax.Array:
-  kernel, bias = params
-  return x @ kernel + bias
-
-
 def remat(n: int) -> Workload:
   """n dense layers, each rematerialised."""
 
@@ -398,7 +393,7 @@ def remat(n: int) -> Workload:
     def apply(layers, x):
       for params in layers:
         # A new function for each layer, as modules have.
-        x = jax.checkpoint(lambda p, x: _dense(p, x))(params, x)
+        x = jax.checkpoint(lambda p, x: _dense(x, *p))(params, x)
       return x, {}
 
     return Program(init, apply)
@@ -439,7 +434,7 @@ def scan_layers(n: int) -> Workload:
       return jax.vmap(_dense_params)(jax.random.split(key, n))
 
     def apply(layers, x):
-      step = lambda x, params: (_dense(params, x), None)
+      step = lambda x, params: (_dense(x, *params), None)
       return jax.lax.scan(step, x, layers)[0], {}
 
     return Program(init, apply)
@@ -475,7 +470,7 @@ def _mlp_params(key: jax.Array) -> Any:
 
 def _mlp(layers: Any, x: jax.Array) -> jax.Array:
   for params in layers:
-    x = jnp.tanh(_dense(params, x))
+    x = jnp.tanh(_dense(x, *params))
   return x
 
 
