@@ -3,9 +3,9 @@
     python -m benchmarks.run [NAME ...] [--repeats N] [--markdown]
 
 NAME chooses workloads by a part of their name; without one, those of the first
-landing are run, `all` runs everything. Times are medians over rounds in which
-the libraries take turns, so that a busy machine slows all of them; what counts
-are the ratios.
+landing are run, `all` runs everything. The libraries take turns, so that a busy
+machine slows all of them, and the middle half of the times is averaged; what
+counts are the ratios.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ DEPTHS = range(0, 64, 4)
 def measure(
   timed: dict[str, Callable[[], Any]], repeats: int
 ) -> dict[str, float]:
-  """Returns median times in seconds; the libraries take turns."""
+  """Returns typical times in seconds; the libraries take turns."""
   times: dict[str, list[float]] = {name: [] for name in timed}
   for fn in timed.values():
     fn()
@@ -115,7 +115,16 @@ def measure(
     for name, fn in timed.items():
       gc.collect()
       times[name].append(at_depth(depth, lambda fn=fn: seconds(fn)))
-  return {name: statistics.median(t) for name, t in times.items()}
+  return {name: midmean(t) for name, t in times.items()}
+
+
+def midmean(values: list[float]) -> float:
+  """Returns the mean of the middle half.
+
+  Where half of the depths are slow, the median would be either kind.
+  """
+  quarter = len(values) // 4
+  return statistics.mean(sorted(values)[quarter : len(values) - quarter])
 
 
 def at_depth(depth: int, fn: Callable[[], float]) -> float:

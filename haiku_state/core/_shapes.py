@@ -82,6 +82,11 @@ def _fingerprint(x: Any) -> Any:
     return kind, *map(_fingerprint, (x.func, x.args, x.keywords))
   if isinstance(x, (type, np.dtype, types.BuiltinFunctionType)):
     return x
+  params = getattr(kind, '__dataclass_params__', None)
+  if params is not None and params.frozen:
+    return kind, *(
+      _fingerprint(getattr(x, f)) for f in kind.__dataclass_fields__
+    )
   if isinstance(x, jax.sharding.PartitionSpec):
     return x
   raise _Unknown

@@ -21,6 +21,7 @@ from layers_compare import (
 from layers_compare import quick_compilation as quick_compilation
 
 import haiku_state.linen as nn
+from haiku_state.core import _shapes
 
 ROWS = list(layers_table.ROWS)
 if importlib.util.find_spec('layers_table_b'):
@@ -167,3 +168,22 @@ def test_vmap_adds_an_axis_to_output_and_updates(row):
   assert [(x.shape, x.dtype) for x in jax.tree.leaves(got)] == [
     ((2, *x.shape), x.dtype) for x in jax.tree.leaves(want)
   ]
+
+
+@over_rows
+def test_a_second_trace_makes_no_initializer_anew(row, monkeypatch):
+  layer, variables = initialized(row, nn)
+  forward_shapes = functools.partial(jax.eval_shape, forward(layer, row))
+  forward_shapes(variables, *row.args())
+  traced = []
+  trace = _shapes.trace
+
+  def noting(init_fn, args, kwargs):
+    traced.append(init_fn)
+    return trace(init_fn, args, kwargs)
+
+  monkeypatch.setattr(_shapes, 'trace', noting)
+  # A layer made anew is equal to this one, so its initializers are, too.
+  layer = row.make(nn)
+  jax.eval_shape(forward(layer, row), variables, *row.args())
+  assert not traced

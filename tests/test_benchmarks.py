@@ -1,0 +1,59 @@
+"""Every workload of the benchmark runs in each of its forms."""
+
+from pathlib import Path
+
+import jax
+import pytest
+
+ROOT = Path(__file__).parent.parent
+# The others differ from one of these in a number only.
+NAMES = (
+  'vmapped BatchNorm MLP',
+  '20 x (Dense, BatchNorm)',
+  'nested 1 deep',
+  '1 module, 10 parameters',
+  '1 module, 100 variables',
+  'scan over 10 layers',
+  'ensemble of 10 by vmap',
+  'MLP in jit',
+  'MLP in cond',
+  'MLP in switch',
+  'MLP in jvp',
+  'MLP in vjp',
+  'MLP in custom_vjp',
+  'MLP in map_variables',
+  'LSTM by nn.RNN',
+)
+
+
+@pytest.fixture
+def benchmarks(monkeypatch):
+  # It is no part of the package, and stands beside it.
+  monkeypatch.syspath_prepend(ROOT)
+  import benchmarks.run
+
+  return benchmarks
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_forms_agree_in_shapes(benchmarks, name):
+  workload = benchmarks.workloads.WORKLOADS[name]()
+
+  def shapes(program):
+    key = jax.random.key(0)
+    variables = jax.eval_shape(program.init, key, *workload.inputs)
+    y, _ = jax.eval_shape(program.apply, variables, *workload.inputs)
+    return jax.tree.map(lambda x: x.shape, y)
+
+  forms = benchmarks.run.programs(workload)
+  expected = shapes(forms.pop('haiku_state'))
+  for program in forms.values():
+    assert shapes(program) == expected
+
+
+def test_measuring_counts_each_round(benchmarks):
+  calls = []
+  timed = {name: lambda n=name: calls.append(n) for name in 'ab'}
+  times = benchmarks.run.measure(timed, 3)
+  assert calls == ['a', 'b'] * 4  # Once to warm up.
+  assert set(times) == {'a', 'b'} and all(t >= 0 for t in times.values())
