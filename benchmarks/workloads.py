@@ -287,9 +287,9 @@ def many_params(n: int) -> Workload:
       @nn.compact
       def __call__(self, x):
         zeros = nn.initializers.zeros_init()
-        for i in range(n):
-          x = x + self.param(f'p{i}', zeros, (WIDTH,))
-        return x
+        params = [self.param(f'p{i}', zeros, (WIDTH,)) for i in range(n)]
+        # One sum: XLA takes very long for a chain of a thousand.
+        return x + jnp.sum(jnp.stack(params), axis=0)
 
     return linen_program(Params())
 
@@ -303,11 +303,13 @@ def many_variables(n: int) -> Workload:
     class Variables(nn.Module):
       @nn.compact
       def __call__(self, x):
-        for i in range(n):
-          count = self.variable('counts', f'v{i}', jnp.zeros, (WIDTH,))
+        counts = [
+          self.variable('counts', f'v{i}', jnp.zeros, (WIDTH,))
+          for i in range(n)
+        ]
+        for count in counts:
           count.value += 1
-          x = x + count.value
-        return x
+        return x + jnp.sum(jnp.stack([c.value for c in counts]), axis=0)
 
     return linen_program(Variables(), ('counts',))
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import functools
 import os
 import re
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -483,11 +484,24 @@ def new_state(path: str, key: str, value: Any) -> None:
 
 
 def write_state(path: str, key: str, value: Any) -> None:
-  """Sets the current value of state."""
-  if hk.current_name() == path:
-    hk.set_state(key, value)
-  else:
-    at(path, hk.set_state, key, value)
+  """Sets the current value of state, whose name the store knows."""
+  _writing.name = f'{path}/{key}'
+  try:
+    if hk.current_name() == path:
+      hk.set_state(key, value)
+    else:
+      at(path, hk.set_state, key, value)
+  finally:
+    _writing.name = None
+
+
+class _Writing(threading.local):
+  """The full name of the state that we are setting in this thread."""
+
+  name: str | None = None
+
+
+_writing = _Writing()
 
 
 def shape_of(value: Any) -> tuple[int, ...]:
@@ -578,8 +592,8 @@ def run_init(
     state: the state at the start.
     rng: the key of Haiku's own modules, or None.
     body: the function, without arguments.
-    note: told of each value that is new and not made by `new_param` or
-      `new_state`: its module, its key, whether it is a parameter.
+    note: told of each value that is new, and of each state that is set, unless
+      by the functions above: its module, its key, whether it is a parameter.
 
   Returns:
     The output, the parameters, the state, and the first value of each state.
@@ -599,8 +613,10 @@ def run_init(
       _release(next_creator)
 
   def noting_setter(next_setter, value, context):
-    path, _, key = context.full_name.rpartition('/')
-    note(path, key, False)
+    name = context.full_name
+    if name != _writing.name:
+      path, _, key = name.rpartition('/')
+      note(path, key, False)
     try:
       return next_setter(value)
     finally:
