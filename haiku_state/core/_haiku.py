@@ -17,7 +17,6 @@ from __future__ import annotations
 import functools
 import os
 import re
-import threading
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -414,33 +413,17 @@ def new_param(path: str, key: str, value: Any, again: Callable[[], Any]) -> Any:
     again: makes another initial value, for a custom creator that asks for
       more than one.
   """
-  init = _Initial(key, value, again)
+  values = iter((value,))
+  shape, dtype = shape_of(value), dtype_of(value)
+
+  def init(wanted_shape, wanted_dtype):
+    new = next(values, None)
+    new = again() if new is None else new
+    return fit(new, shape, dtype, wanted_shape, wanted_dtype, key)
+
   if isinstance(value, (jax.Array, np.ndarray)):
-    return at(path, hk.get_parameter, key, init.shape, init.dtype, init)
-  return at(path, _get_any, key, init.shape, init.dtype, init)
-
-
-class _Initial:
-  """The initializer of a variable of ours, whose value has been made.
-
-  Args:
-    key: the name in its bundle.
-    value: the initial value.
-    again: makes another one.
-  """
-
-  __slots__ = ('key', 'shape', 'dtype', '_values', '_again')
-
-  def __init__(self, key: str, value: Any, again: Callable[[], Any]):
-    self.key = key
-    self.shape = shape_of(value)
-    self.dtype = dtype_of(value)
-    self._values = [value]
-    self._again = again
-
-  def __call__(self, shape: Any, dtype: Any) -> Any:
-    value = self._values.pop() if self._values else self._again()
-    return fit(value, self.shape, self.dtype, shape, dtype, self.key)
+    return at(path, hk.get_parameter, key, shape, dtype, init)
+  return at(path, _get_any, key, shape, dtype, init)
 
 
 def fit(value, shape, dtype, wanted_shape, wanted_dtype, key) -> Any:
@@ -479,29 +462,20 @@ def find_state(path: str, key: str) -> Any:
 
 def new_state(path: str, key: str, value: Any) -> None:
   """Adds state to the frame; custom creators may replace the value."""
-  init = _Initial(key, value, lambda: value)
-  at(path, hk.get_state, key, init.shape, init.dtype, init)
+  shape, dtype = shape_of(value), dtype_of(value)
+
+  def init(wanted_shape, wanted_dtype):
+    return fit(value, shape, dtype, wanted_shape, wanted_dtype, key)
+
+  at(path, hk.get_state, key, shape, dtype, init)
 
 
 def write_state(path: str, key: str, value: Any) -> None:
-  """Sets the current value of state, whose name the store knows."""
-  _writing.name = f'{path}/{key}'
-  try:
-    if hk.current_name() == path:
-      hk.set_state(key, value)
-    else:
-      at(path, hk.set_state, key, value)
-  finally:
-    _writing.name = None
-
-
-class _Writing(threading.local):
-  """The full name of the state that we are setting in this thread."""
-
-  name: str | None = None
-
-
-_writing = _Writing()
+  """Sets the current value of state."""
+  if hk.current_name() == path:
+    hk.set_state(key, value)
+  else:
+    at(path, hk.set_state, key, value)
 
 
 def shape_of(value: Any) -> tuple[int, ...]:
@@ -592,8 +566,8 @@ def run_init(
     state: the state at the start.
     rng: the key of Haiku's own modules, or None.
     body: the function, without arguments.
-    note: told of each value that is new, and of each state that is set, unless
-      by the functions above: its module, its key, whether it is a parameter.
+    note: told of each value that is new, and of each state that is set: its
+      module, its key, whether it is a parameter.
 
   Returns:
     The output, the parameters, the state, and the first value of each state.
@@ -604,19 +578,16 @@ def run_init(
   def noting_creator(
     next_creator: Any, shape, dtype, init, context: Any, is_param: bool
   ):
-    if type(init) is not _Initial:
-      path, _, key = context.full_name.rpartition('/')
-      note(path, key, is_param)
+    path, _, key = context.full_name.rpartition('/')
+    note(path, key, is_param)
     try:
       return next_creator(shape, dtype, init)
     finally:
       _release(next_creator)
 
   def noting_setter(next_setter, value, context):
-    name = context.full_name
-    if name != _writing.name:
-      path, _, key = name.rpartition('/')
-      note(path, key, False)
+    path, _, key = context.full_name.rpartition('/')
+    note(path, key, False)
     try:
       return next_setter(value)
     finally:

@@ -141,11 +141,11 @@ def _merge(level: dict[str, Any], name: str, value: Any) -> None:
 class InRun(_Tree):
   """Variables in the frame of a run; the tree here holds their names.
 
-  A level of names is a dict, a leaf is `True`, `ARRAY` for state that is one
-  array, or `_IN_STATE` for a parameter that was overwritten: Haiku's parameters do not change, so its new value is
-  state, which wins over the parameter when the run is over. A name may be that
-  of a value which is gone: `hk.eval_shape`, for one, lets go of what is made in
-  it.
+  A level of names is a dict. A leaf is `True`, `ARRAY` for state that is one
+  array, or `_IN_STATE` for a parameter that was overwritten: Haiku's parameters
+  do not change, so its new value is state, which wins over the parameter when
+  the run is over. A name may be that of a value which is gone: `hk.eval_shape`,
+  for one, lets go of what is made in it.
   """
 
   def __init__(self, names: dict[str, Any]):
@@ -162,7 +162,7 @@ class InRun(_Tree):
     self.grew = False
 
   def note(self, root: str, path: str, key: str, is_param: bool) -> None:
-    """Takes the name of a variable that Haiku has made into the tree."""
+    """Takes the name of a variable that Haiku makes or sets into the tree."""
     self.grew = True
     col, names, name = _haiku.place_of(root, path, key, is_param)
     if col == _haiku.HAIKU_COLLECTION:
@@ -172,8 +172,9 @@ class InRun(_Tree):
       level = level.setdefault(below, {})
       if not isinstance(level, dict):
         return  # A value and a module of one name: told of when the run ends.
-    if name is not None:
-      level.setdefault(name, True)
+    # An array may be set to something else.
+    if name is not None and level.get(name) in (None, _haiku.ARRAY):
+      level[name] = True
 
   def take_first(self, state: _haiku.Bundles, first: _haiku.Bundles) -> None:
     """Puts back the first values of state that Haiku's modules made.

@@ -72,6 +72,40 @@ def test_values_of_haiku_modules_are_lifted(lift):
   assert not np.array_equal(first, second)
 
 
+class BatchNormInHaiku(hk.Module):
+  """A module of Haiku's, which makes one of ours."""
+
+  def __call__(self, x):
+    return nn.BatchNorm(use_running_average=False, name='norm')(x)
+
+
+class OverHaiku(nn.Module):
+  @nn.compact
+  def __call__(self, x):
+    return BatchNormInHaiku(name='in_haiku')(x)
+
+
+@pytest.mark.parametrize('lift', [lambda cls: cls, nn.jit, nn.remat])
+def test_variables_of_ours_in_a_haiku_module_are_seen_when_made(lift):
+  seen = []
+
+  class Top(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      x = lift(OverHaiku)(name='over')(x)
+      seen.append(shapes({**self.variables}))
+      return x
+
+  made = Top().init(KEY, X)
+  assert seen == [shapes({**made})]
+  norm = made['batch_stats']['over']['in_haiku']['norm']
+  assert shapes({**norm}) == {'mean': (3,), 'var': (3,)}
+  y, new = Top().apply(made, X, mutable='batch_stats')
+  assert seen[1] == seen[0]
+  mean = new['batch_stats']['over']['in_haiku']['norm']['mean']
+  np.testing.assert_allclose(mean, 0.01 * X.mean(0), 1e-5)
+
+
 def test_an_ensemble_of_haiku_modules():
   Ensemble = nn.vmap(
     WithHaiku,
