@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import haiku as hk
 import jax
+import jax.core
+import jax.numpy as jnp
 
 from haiku_state.core import _haiku, tracers
 from haiku_state.core._store import AtRest, InHaiku, InRun, Store
@@ -32,7 +34,7 @@ class Run:
     adopted: copies of modules from outside, by the id of the original.
   """
 
-  __slots__ = ('store', 'haiku_root', 'adopted')
+  __slots__ = ('store', 'haiku_root', 'adopted', '_is_recorded')
 
   def __init__(self, store: Store, haiku_root: str):
     self.store = store
@@ -40,6 +42,7 @@ class Run:
     self.adopted: weakref.WeakValueDictionary[Any, Any] = (
       weakref.WeakValueDictionary()
     )
+    self._is_recorded: bool | None = None
 
   @property
   def is_at_rest(self) -> bool:
@@ -81,6 +84,16 @@ class Run:
   def haiku_rng(self) -> jax.Array:
     """Returns the next key of Haiku's."""
     return hk.next_rng_key()
+
+  def is_recorded(self) -> bool:
+    """Returns whether JAX records what is computed here, as under `jax.jit`.
+
+    Under a `jax.vmap` alone it computes, operation by operation.
+    """
+    if self._is_recorded is None:
+      # Where all is recorded, constants are, too.
+      self._is_recorded = isinstance(jnp.zeros(()), jax.core.Tracer)
+    return self._is_recorded
 
   def check_trace(self, level: Any) -> None:
     """Raises if a JAX transformation has come between a scope and its use.

@@ -111,7 +111,7 @@ class AtRest(_Tree):
       check_shapes(scope, name, value, init_fn, args, kwargs)
     else:
       check_may_make_param(scope, name)
-      value = init_fn(scope.params_rng(init_fn), *args, **kwargs)
+      value = scope.initial_param(init_fn, args, kwargs)
       self.put(scope, 'params', name, value)
     return value
 
@@ -343,7 +343,7 @@ class InRun(_Tree):
 
   def _new_param(self, scope: Scope, name: str, init_fn, args, kwargs) -> Any:
     def make():
-      return init_fn(scope.params_rng(init_fn), *args, **kwargs)
+      return scope.initial_param(init_fn, args, kwargs)
 
     check_may_make_param(scope, name)
     value = make()
@@ -499,7 +499,7 @@ class InHaiku:
 
     def init(shape, dtype):
       check_may_make_param(scope, name)
-      value = init_fn(scope.params_rng(init_fn), *args, **kwargs)
+      value = scope.initial_param(init_fn, args, kwargs)
       return _haiku.fit(value, want.shapes[0], want.dtype, shape, dtype, key)
 
     return _haiku.get_or_make_param(
@@ -514,7 +514,7 @@ class InHaiku:
       check_shapes(scope, name, value, init_fn, args, kwargs)
     else:
       check_may_make_param(scope, name)
-      value = init_fn(scope.params_rng(init_fn), *args, **kwargs)
+      value = scope.initial_param(init_fn, args, kwargs)
       self.put(scope, 'params', name, value)
     return value
 

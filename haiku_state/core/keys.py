@@ -56,9 +56,12 @@ def fold_in_static(rng: PRNGKey, data: tuple[PRNGFoldable, ...]) -> PRNGKey:
   """Folds names and counts into a key; nothing is folded for no data."""
   if not data:
     return rng
-  return jax.random.fold_in(
-    rng, _static_hash(data, config.flax_fix_rng_separator)
-  )
+  return jax.random.fold_in(rng, static_hash(data))
+
+
+def static_hash(data: tuple[PRNGFoldable, ...]) -> np.uint32:
+  """Returns what `fold_in_static` folds in for names and counts."""
+  return _static_hash(data, config.flax_fix_rng_separator)
 
 
 # Names and counts repeat from call to call, their digests need not.

@@ -18,6 +18,7 @@ import jax
 from haiku_state import errors
 from haiku_state.configurations import config as config
 from haiku_state.core import _haiku, keys, meta, tracers
+from haiku_state.core._initial import initial_value
 from haiku_state.core._run import Run
 from haiku_state.core.filters import CollectionFilter as CollectionFilter
 from haiku_state.core.filters import DenyList as DenyList
@@ -414,16 +415,11 @@ class Scope:
     rng, suffix = self._next_rng(name)
     return keys.fold_in_static(rng, suffix) if suffix else rng
 
-  def params_rng(self, init_fn: Callable[..., Any]) -> jax.Array:
-    """Returns the key for a new parameter.
-
-    The key of an initializer that does not look at it is counted, so that those
-    after it stay the same, but it need not be made.
-    """
+  def initial_param(self, init_fn: Callable[..., Any], args, kwargs) -> Any:
+    """Returns the initial value of a new parameter, by a new key."""
     rng, suffix = self._next_rng('params')
-    if not suffix or init_fn in _KEYLESS:
-      return rng
-    return keys.fold_in_static(rng, suffix)
+    is_recorded = self._run.is_recorded
+    return initial_value(init_fn, rng, suffix, args, kwargs, is_recorded)
 
   def _next_rng(self, name: str) -> tuple[jax.Array, tuple[str | int, ...]]:
     """Counts a key; returns its root and what is to be folded in."""
@@ -544,10 +540,6 @@ class Scope:
     if key not in self.flags and default is no_flag:
       raise ValueError(f'Flag {key} not present on scope.')
     return self.flags.get(key, default)
-
-
-# Initializers whose result does not depend on their key.
-_KEYLESS = frozenset({jax.nn.initializers.zeros, jax.nn.initializers.ones})
 
 
 def _as_flagged(variables: dict[str, Any]) -> Any:

@@ -887,13 +887,9 @@ def _check_setup(module: Module) -> None:
 class _KeylessScope(Scope):
   """A scope whose keys are all the same, to look at shapes with."""
 
-  def make_rng(self, name: str = 'params') -> jax.Array:
+  def _next_rng(self, name: str) -> tuple[jax.Array, tuple[str | int, ...]]:
     del name
-    return jax.random.key(0)
-
-  def params_rng(self, init_fn: Callable[..., Any]) -> jax.Array:
-    del init_fn
-    return jax.random.key(0)
+    return jax.random.key(0), ()
 
 
 def _bound_scope(module: Module, message: str) -> Scope:

@@ -1,0 +1,119 @@
+"""The initial values of parameters.
+
+To trace an initializer takes longer than all else that is done for a parameter,
+and models have many parameters of few shapes. Those that JAX has are known to
+be pure: where JAX records a program, rather than computing, each is traced once
+for a shape, and the same operations are put in by `jax.jit(..., inline=True)`.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.core
+import numpy as np
+
+from haiku_state.core import keys
+from haiku_state.core._fingerprint import Unknown, fingerprint
+
+_MAX_KEPT = 8192
+# By what the initializer and its arguments are made of; None if that may be
+# impure.
+_programs: dict[Any, Callable[..., Any] | None] = {}
+
+
+def initial_value(
+  init_fn: Callable[..., Any],
+  rng: jax.Array,
+  suffix: tuple[keys.PRNGFoldable, ...],
+  args: Any,
+  kwargs: Any,
+  is_recorded: Callable[[], bool],
+) -> Any:
+  """Returns `init_fn(key, *args, **kwargs)`.
+
+  Args:
+    init_fn: the initializer.
+    rng: the root of the key.
+    suffix: what is folded into it.
+    args: the arguments.
+    kwargs: the arguments by keyword.
+    is_recorded: tells whether JAX records what is computed here. Elsewhere a
+      compiled program could round otherwise than the same operations one by
+      one.
+  """
+  if suffix and isinstance(rng, jax.core.Tracer) and is_recorded():
+    program = _program(init_fn, args, kwargs)
+    if program is not None:
+      return program(rng, keys.static_hash(suffix))
+  # A key that is not looked at need not be made.
+  if suffix and init_fn is not _ZEROS and init_fn is not _ONES:
+    rng = keys.fold_in_static(rng, suffix)
+  return init_fn(rng, *args, **kwargs)
+
+
+_ZEROS, _ONES = jax.nn.initializers.zeros, jax.nn.initializers.ones
+
+
+def _program(init_fn, args, kwargs) -> Callable[..., Any] | None:
+  """Returns a function of the root key and what to fold in, if it is known."""
+  wanted = (init_fn, args, kwargs)
+  try:
+    key = fingerprint(wanted)
+    if key in _programs:
+      return _programs[key]
+  except (Unknown, TypeError):
+    return None
+  if len(_programs) >= _MAX_KEPT:
+    _programs.clear()
+  program = _traced_once(*wanted) if _is_known(wanted) else None
+  _programs[key] = program
+  return program
+
+
+def _traced_once(init_fn, args, kwargs) -> Callable[..., Any]:
+  """Returns the initializer as a function that JAX traces once."""
+  if init_fn is _ZEROS or init_fn is _ONES:
+    constant = jax.jit(lambda: init_fn(None, *args, **kwargs), inline=True)
+    return lambda rng, data: constant()
+
+  def make(rng, data):
+    return init_fn(jax.random.fold_in(rng, data), *args, **kwargs)
+
+  return jax.jit(make, inline=True)
+
+
+def _is_known(x: Any) -> bool:
+  """Returns whether all functions that something is made of are known.
+
+  Those of JAX and of this package depend on nothing but their arguments. What
+  others depend on, globals for example, may change.
+  """
+  kind = type(x)
+  if kind is tuple or kind is list:
+    return all(map(_is_known, x))
+  if kind is dict:
+    return all(map(_is_known, x.values()))
+  if kind is functools.partial:
+    return _is_known((x.func, x.args, x.keywords))
+  if kind is types.FunctionType:
+    closure = [cell.cell_contents for cell in x.__closure__ or ()]
+    parts = (closure, x.__defaults__, x.__kwdefaults__)
+    return _is_from_here(x) and _is_known(parts)
+  if isinstance(x, type):
+    return issubclass(x, np.generic) or _is_from_here(x)
+  fields = getattr(kind, '__dataclass_fields__', None)
+  if fields is not None:
+    return _is_from_here(kind) and _is_known([getattr(x, f) for f in fields])
+  return not callable(x)
+
+
+def _is_from_here(x: Any) -> bool:
+  return (x.__module__ or '').partition('.')[0] in _HERE
+
+
+_HERE = ('jax', __name__.partition('.')[0])
