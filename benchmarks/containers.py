@@ -1,6 +1,6 @@
 """Prints what containers cost that go in and out of jitted functions.
 
-    python -m benchmarks.containers [--leaves N] [--repeats N]
+    python -m benchmarks.containers [--leaves N] [--rounds N]
 
 A jitted step flattens its arguments and builds its results anew at each call.
 Timed are the dispatch of a step over an `optim.Optimizer`, beside Flax's
@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from benchmarks.run import measure
+from benchmarks.run import DEPTHS, measure
 from haiku_state import optim
 from haiku_state.core import freeze
 
@@ -73,11 +73,11 @@ def flattening(params: dict[str, Any]) -> dict[str, Callable[[], Any]]:
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--leaves', type=int, default=1000)
-  parser.add_argument('--repeats', type=int, default=50)
+  parser.add_argument('--rounds', type=int, default=3)
   options = parser.parse_args()
   params = tree(options.leaves)
   for timed in (steps(params), flattening(params)):
-    for name, seconds in measure(timed, options.repeats).items():
+    for name, seconds in measure(timed, options.rounds, DEPTHS).items():
       print(f'{name:22} {seconds * 1e6:10.1f} us')
 
 

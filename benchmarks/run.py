@@ -1,28 +1,29 @@
 """Prints what haiku_state costs beside flax.linen, plain Haiku and pure JAX.
 
-    python -m benchmarks.run [NAME ...] [--repeats N] [--markdown]
+    python -m benchmarks.run [NAME ...] [--rounds N] [--markdown]
 
 NAME chooses workloads by a part of their name; without one, those of the first
 landing are run, `all` runs everything. The libraries take turns, so that a busy
-machine slows all of them, and the middle half of the times is averaged; what
-counts are the ratios.
+machine slows all of them; what counts are the ratios.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import math
 import re
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from benchmarks.workloads import WORKLOADS, Program, Workload
+from benchmarks.forms import Program, Workload
+from benchmarks.workloads import WORKLOADS
 
 FIRST = ('vmapped', '20 x (D', '100 x (D', '300 x (D')
 ORACLE = 'flax.linen'
@@ -99,32 +100,27 @@ def operations(text: str) -> int:
 # Python allocates its frames in chunks: code that happens to run at the end of
 # one allocates and frees a chunk for each call, and takes up to twice as long.
 # Where that is depends on the depth of the stack and says nothing of a library,
-# so that rounds begin at different depths.
-DEPTHS = range(0, 64, 4)
+# so that a round begins at each of these depths: 136 frames are about a chunk.
+DEPTHS = range(0, 136, 8)
 
 
 def measure(
-  timed: dict[str, Callable[[], Any]], repeats: int
+  timed: dict[str, Callable[[], Any]], rounds: int, depths: Sequence[int]
 ) -> dict[str, float]:
-  """Returns typical times in seconds; the libraries take turns."""
-  times: dict[str, list[float]] = {name: [] for name in timed}
+  """Returns typical times in seconds; the libraries take turns.
+
+  The least of the rounds is taken at each depth, and the mean of the depths.
+  """
   for fn in timed.values():
     fn()
-  for i in range(repeats):
-    depth = DEPTHS[i * len(DEPTHS) // repeats]
-    for name, fn in timed.items():
-      gc.collect()
-      times[name].append(at_depth(depth, lambda fn=fn: seconds(fn)))
-  return {name: midmean(t) for name, t in times.items()}
-
-
-def midmean(values: list[float]) -> float:
-  """Returns the mean of the middle half.
-
-  Where half of the depths are slow, the median would be either kind.
-  """
-  quarter = len(values) // 4
-  return statistics.mean(sorted(values)[quarter : len(values) - quarter])
+  times = {name: [math.inf] * len(depths) for name in timed}
+  for _ in range(rounds):
+    for i, depth in enumerate(depths):
+      for name, fn in timed.items():
+        gc.collect()
+        took = at_depth(depth, lambda fn=fn: seconds(fn))
+        times[name][i] = min(times[name][i], took)
+  return {name: statistics.mean(t) for name, t in times.items()}
 
 
 def at_depth(depth: int, fn: Callable[[], float]) -> float:
@@ -139,15 +135,17 @@ def seconds(fn: Callable[[], Any]) -> float:
   return time.perf_counter() - start
 
 
-def rows(name: str, workload: Workload, repeats: int) -> list[list[str]]:
+def rows(name: str, workload: Workload, rounds: int) -> list[list[str]]:
   """Returns the rows of the table for one workload."""
   forms = programs(workload)
   of = {lib: tasks(p, workload.inputs) for lib, p in forms.items()}
   base = ORACLE if ORACLE in forms else 'haiku_state'
   result = []
   for task in of['haiku_state']:
-    count = max(2, repeats // 3) if task == 'compile' else repeats
-    times = measure({lib: t[task] for lib, t in of.items()}, count)
+    # XLA's part of the time does not depend on Python's stack.
+    by_xla = task in ('compile', 'jitted step')
+    depths = DEPTHS[:: len(DEPTHS) // 3] if by_xla else DEPTHS
+    times = measure({lib: t[task] for lib, t in of.items()}, rounds, depths)
     row = [name, task, f'{times[base] * 1e3:.2f} ms']
     for lib in ('haiku_state', 'Haiku', 'pure JAX'):
       ratio = f'{times[lib] / times[base]:.2f}' if lib in times else ''
@@ -182,7 +180,7 @@ def show(table: list[list[str]], markdown: bool) -> None:
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('names', nargs='*', default=list(FIRST))
-  parser.add_argument('--repeats', type=int, default=9)
+  parser.add_argument('--rounds', type=int, default=2)
   parser.add_argument('--markdown', action='store_true')
   options = parser.parse_args()
   # JAX's transposition of 200 nested modules is deeper than Python's default.
@@ -195,7 +193,7 @@ def main() -> None:
   print(f'{jax.devices()[0].device_kind}, jax {jax.__version__}')
   print(f'Ratios to {ORACLE}, whose own figure is in its column.')
   for name in chosen:
-    show(rows(name, WORKLOADS[name](), options.repeats), options.markdown)
+    show(rows(name, WORKLOADS[name](), options.rounds), options.markdown)
     print(flush=True)
 
 

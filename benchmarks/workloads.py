@@ -1,71 +1,30 @@
-"""Models in four forms: haiku_state, flax.linen, plain Haiku, pure JAX.
+"""The models that are measured, by name.
 
-A `Program` is a pair of functions, `init(key, *inputs)` and
-`apply(variables, *inputs)`, whatever the library. The first two forms are one
-source text, with `nn` standing for either.
+The forms of linen, haiku_state and flax, are one source text, with `nn`
+standing for either.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import haiku as hk
 import jax
 import jax.numpy as jnp
 
-
-class Program(NamedTuple):
-  """One model of one library.
-
-  Attributes:
-    init: from a key and inputs to variables.
-    apply: from variables and inputs to an output and the variables that
-      changed.
-  """
-
-  init: Callable[..., Any]
-  apply: Callable[..., Any]
-
-
-class Workload(NamedTuple):
-  """One model in all forms that there are.
-
-  Attributes:
-    inputs: what it is called with.
-    linen: from `haiku_state.linen` or `flax.linen` to the program.
-    haiku: the program in plain Haiku, if there is one.
-    pure: the program in pure JAX, if there is one.
-  """
-
-  inputs: tuple[Any, ...]
-  linen: Callable[[Any], Program]
-  haiku: Callable[[], Program] | None = None
-  pure: Callable[[], Program] | None = None
-
-
-def linen_program(module: Any, mutable: tuple[str, ...] = ()) -> Program:
-  """Returns a module as a program that returns its mutable collections."""
-
-  def apply(variables, *inputs):
-    return module.apply(variables, *inputs, mutable=list(mutable))
-
-  return Program(module.init, apply)
-
-
-def haiku_program(fn: Callable[..., Any]) -> Program:
-  """Returns a Haiku function as a program."""
-  transformed = hk.transform_with_state(fn)
-
-  def apply(variables, *inputs):
-    return transformed.apply(*variables, None, *inputs)
-
-  return Program(transformed.init, apply)
-
-
-WIDTH = 16
-
+from benchmarks.forms import (
+  WIDTH,
+  Program,
+  Workload,
+  batch_norm,
+  dense,
+  haiku_program,
+  linen_program,
+)
+from benchmarks.lifted import LIFTED, ensemble, lifted, remat, scan_layers
+from benchmarks.models import lstm, resnet50, transformer
 
 # --- n x (Dense, BatchNorm) ---
 
@@ -120,28 +79,13 @@ def _deep_pure(n: int, norm: bool) -> Program:
     layers, stats = variables
     new_stats = []
     for i, layer in enumerate(layers):
-      x = _dense(x, layer[0], layer[1])
+      x = dense(x, layer[0], layer[1])
       if norm:
-        x, new = _batch_norm(x, *layer[2:], *stats[i], mean=jnp.mean)
+        x, new = batch_norm(x, *layer[2:], *stats[i], mean=jnp.mean)
         new_stats.append(new)
     return x, new_stats
 
   return Program(init, apply)
-
-
-def _dense(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-  y = jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
-  return y + jnp.reshape(bias, (1,) * (y.ndim - 1) + (-1,))
-
-
-def _batch_norm(x, scale, bias, ra_mean, ra_var, mean, mix=lambda *m: m):
-  mu, mu2 = mix(mean(x, 0), mean(jax.lax.square(x), 0))
-  var = jnp.maximum(0.0, mu2 - jax.lax.square(mu))
-  new = (0.99 * ra_mean + 0.01 * mu, 0.99 * ra_var + 0.01 * var)
-  shape = (1,) * (x.ndim - 1) + (-1,)
-  y = x - mu.reshape(shape)
-  y = y * (jax.lax.rsqrt(var.reshape(shape) + 1e-5) * scale.reshape(shape))
-  return y + bias.reshape(shape), new
 
 
 # --- The documented model: BatchNorm over a batch axis made by vmap ---
@@ -207,13 +151,13 @@ def _vmapped_pure(hidden: int) -> Program:
     def one(x):
       new_stats = []
       for i in range(2):
-        x = _dense(x, *layers[i])
-        x, new = _batch_norm(
+        x = dense(x, *layers[i])
+        x, new = batch_norm(
           x, *norms[i], *stats[i], mean=lambda x, axis: x, mix=over_batch
         )
         new_stats.append(new)
         x = jax.nn.relu(x)
-      return _dense(x, *layers[2]), new_stats
+      return dense(x, *layers[2]), new_stats
 
     return jax.vmap(one, out_axes=(0, None), axis_name='batch')(batch)
 
@@ -359,366 +303,6 @@ def bound(n: int) -> Workload:
     return Program(module.init, lambda v, x: (module.bind(v)(x), {}))
 
   return Workload((jnp.ones((4, WIDTH)),), linen)
-
-
-# --- Lifted transforms ---
-
-
-def _dense_params(key: jax.Array) -> Any:
-  kernel = jax.nn.initializers.lecun_normal()(key, (WIDTH, WIDTH))
-  return kernel, jnp.zeros(WIDTH)
-
-
-def remat(n: int) -> Workload:
-  """n dense layers, each rematerialised."""
-
-  def linen(nn):
-    class Remat(nn.Module):
-      @nn.compact
-      def __call__(self, x):
-        for _ in range(n):
-          x = nn.remat(nn.Dense)(WIDTH)(x)
-        return x
-
-    return linen_program(Remat())
-
-  def haiku_fn(x):
-    for _ in range(n):
-      x = hk.remat(hk.Linear(WIDTH))(x)
-    return x
-
-  def pure():
-    def init(key, x):
-      del x
-      return [_dense_params(k) for k in jax.random.split(key, n)]
-
-    def apply(layers, x):
-      for params in layers:
-        # A new function for each layer, as modules have.
-        x = jax.checkpoint(lambda p, x: _dense(x, *p))(params, x)
-      return x, {}
-
-    return Program(init, apply)
-
-  return Workload(
-    (jnp.ones((4, WIDTH)),), linen, lambda: haiku_program(haiku_fn), pure
-  )
-
-
-def scan_layers(n: int) -> Workload:
-  """One dense layer with n sets of parameters, scanned over."""
-
-  def linen(nn):
-    class Body(nn.Module):
-      @nn.compact
-      def __call__(self, x, _):
-        return nn.Dense(WIDTH)(x), None
-
-    class Scan(nn.Module):
-      @nn.compact
-      def __call__(self, x):
-        stack = nn.scan(
-          Body,
-          variable_axes={'params': 0},
-          split_rngs={'params': True},
-          length=n,
-        )
-        return stack()(x, None)[0]
-
-    return linen_program(Scan())
-
-  def haiku_fn(x):
-    return hk.layer_stack(n)(lambda x: hk.Linear(WIDTH)(x))(x)
-
-  def pure():
-    def init(key, x):
-      del x
-      return jax.vmap(_dense_params)(jax.random.split(key, n))
-
-    def apply(layers, x):
-      step = lambda x, params: (_dense(x, *params), None)
-      return jax.lax.scan(step, x, layers)[0], {}
-
-    return Program(init, apply)
-
-  return Workload(
-    (jnp.ones((4, WIDTH)),), linen, lambda: haiku_program(haiku_fn), pure
-  )
-
-
-MLP_LAYERS = 4
-
-
-def _mlp_of(nn: Any) -> Any:
-  class MLP(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-      for _ in range(MLP_LAYERS):
-        x = jnp.tanh(nn.Dense(WIDTH)(x))
-      return x
-
-  return MLP
-
-
-def _mlp_haiku(x: jax.Array) -> jax.Array:
-  for _ in range(MLP_LAYERS):
-    x = jnp.tanh(hk.Linear(WIDTH)(x))
-  return x
-
-
-def _mlp_params(key: jax.Array) -> Any:
-  return [_dense_params(k) for k in jax.random.split(key, MLP_LAYERS)]
-
-
-def _mlp(layers: Any, x: jax.Array) -> jax.Array:
-  for params in layers:
-    x = jnp.tanh(_dense(x, *params))
-  return x
-
-
-def ensemble(n: int) -> Workload:
-  """n perceptrons of four layers side by side, by `nn.vmap`."""
-
-  def linen(nn):
-    many = nn.vmap(
-      _mlp_of(nn),
-      variable_axes={'params': 0},
-      split_rngs={'params': True},
-      in_axes=None,
-      axis_size=n,
-    )
-    return linen_program(many())
-
-  def mapped(init, apply):
-    # `hk.vmap` shares the parameters: an ensemble maps the pure functions.
-    return Program(
-      lambda key, x: jax.vmap(init, (0, None))(jax.random.split(key, n), x),
-      lambda v, x: (jax.vmap(apply, (0, None))(v, x), {}),
-    )
-
-  def haiku():
-    transformed = hk.without_apply_rng(hk.transform(_mlp_haiku))
-    return mapped(transformed.init, transformed.apply)
-
-  return Workload(
-    (jnp.ones((4, WIDTH)),),
-    linen,
-    haiku,
-    lambda: mapped(lambda key, x: _mlp_params(key), _mlp),
-  )
-
-
-def _call(m: Any, x: jax.Array) -> jax.Array:
-  return m(x)
-
-
-def _negative(m: Any, x: jax.Array) -> jax.Array:
-  return -m(x)
-
-
-# A perceptron inside of each of the other transforms: how linen does it, and
-# how JAX does it with a function of parameters and input.
-LIFTED: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
-  'jit': (
-    lambda nn, m, x: nn.jit(type(m))(name='jitted')(x),
-    lambda f, p, x: jax.jit(lambda p, x: f(p, x))(p, x),
-  ),
-  'cond': (
-    lambda nn, m, x: nn.cond(x[0, 0] > 0, _call, _negative, m, x),
-    lambda f, p, x: jax.lax.cond(
-      x[0, 0] > 0, lambda x: f(p, x), lambda x: -f(p, x), x
-    ),
-  ),
-  'switch': (
-    lambda nn, m, x: nn.switch(1, [_negative, _call], m, x),
-    lambda f, p, x: jax.lax.switch(
-      1, [lambda x: -f(p, x), lambda x: f(p, x)], x
-    ),
-  ),
-  'jvp': (
-    lambda nn, m, x: nn.jvp(_call, m, (x,), (x,), variable_tangents={})[1],
-    lambda f, p, x: jax.jvp(lambda x: f(p, x), (x,), (x,))[1],
-  ),
-  'vjp': (
-    lambda nn, m, x: nn.vjp(_call, m, x)[1](x)[1],
-    lambda f, p, x: jax.vjp(f, p, x)[1](x)[1],
-  ),
-  'custom_vjp': (
-    lambda nn, m, x: nn.custom_vjp(
-      _call,
-      forward_fn=functools.partial(nn.vjp, _call),
-      backward_fn=lambda back, g: back(g),
-    )(m, x),
-    lambda f, p, x: _own_gradient(f)(p, x),
-  ),
-  'map_variables': (
-    lambda nn, m, x: nn.map_variables(
-      type(m), 'params', _doubled, init=m.is_initializing()
-    )(name='mapped')(x),
-    lambda f, p, x: f(_doubled(p), x),
-  ),
-}
-
-
-def _doubled(tree: Any) -> Any:
-  return jax.tree.map(lambda x: 2 * x, tree)
-
-
-def _own_gradient(f: Callable[..., Any]) -> Callable[..., Any]:
-  own = jax.custom_vjp(lambda p, x: f(p, x))
-  own.defvjp(functools.partial(jax.vjp, f), lambda back, g: back(g))
-  return own
-
-
-def lifted(name: str) -> Workload:
-  """A perceptron of four layers, called inside of a transform."""
-  by_linen, by_jax = LIFTED[name]
-
-  def linen(nn):
-    mlp = _mlp_of(nn)
-
-    class Lifted(nn.Module):
-      @nn.compact
-      def __call__(self, x):
-        m = mlp(name='mlp')
-        if name in ('cond', 'switch', 'jvp') and self.is_initializing():
-          return m(x)  # These make no variables.
-        return by_linen(nn, m, x)
-
-    return linen_program(Lifted())
-
-  def pure():
-    return Program(
-      lambda key, x: _mlp_params(key), lambda p, x: (by_jax(_mlp, p, x), {})
-    )
-
-  return Workload((jnp.ones((4, WIDTH)),), linen, pure=pure)
-
-
-def lstm() -> Workload:
-  """An LSTM over 20 steps."""
-  x = jnp.ones((2, 20, WIDTH))
-
-  def haiku_fn(x):
-    core = hk.LSTM(WIDTH)
-    return hk.dynamic_unroll(
-      core, x, core.initial_state(x.shape[0]), time_major=False
-    )[0]
-
-  return Workload(
-    (x,),
-    lambda nn: linen_program(nn.RNN(nn.LSTMCell(WIDTH))),
-    lambda: haiku_program(haiku_fn),
-    _lstm_pure,
-  )
-
-
-def _lstm_pure() -> Program:
-  def init(key, x):
-    del x
-    make = jax.nn.initializers.lecun_normal()
-    return [
-      (
-        make(jax.random.fold_in(key, 2 * i), (WIDTH, WIDTH)),
-        make(jax.random.fold_in(key, 2 * i + 1), (WIDTH, WIDTH)),
-        jnp.zeros(WIDTH),
-      )
-      for i in range(4)
-    ]
-
-  def apply(gates, x):
-    def step(carry, x):
-      c, h = carry
-      i, f, g, o = (x @ w + h @ u + b for w, u, b in gates)
-      c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
-      h = jax.nn.sigmoid(o) * jnp.tanh(c)
-      return (c, h), h
-
-    zeros = jnp.zeros((x.shape[0], WIDTH))
-    _, y = jax.lax.scan(step, (zeros, zeros), jnp.swapaxes(x, 0, 1))
-    return jnp.swapaxes(y, 0, 1), {}
-
-  return Program(init, apply)
-
-
-# --- Models ---
-
-
-def transformer(layers: int = 12) -> Workload:
-  """A transformer encoder of small width."""
-  x = jnp.ones((2, 8, 32))
-
-  def linen(nn):
-    class Block(nn.Module):
-      @nn.compact
-      def __call__(self, x):
-        y = nn.LayerNorm()(x)
-        x = x + nn.MultiHeadDotProductAttention(4)(y, y)
-        y = nn.LayerNorm()(x)
-        return x + nn.Dense(32)(nn.gelu(nn.Dense(64)(y)))
-
-    class Transformer(nn.Module):
-      @nn.compact
-      def __call__(self, x):
-        for _ in range(layers):
-          x = Block()(x)
-        return nn.LayerNorm()(x)
-
-    return linen_program(Transformer())
-
-  def haiku_fn(x):
-    norm = functools.partial(hk.LayerNorm, -1, True, True)
-    init = hk.initializers.VarianceScaling(1.0)
-    for _ in range(layers):
-      y = norm()(x)
-      attention = hk.MultiHeadAttention(4, 8, w_init=init, model_size=32)
-      x = x + attention(y, y, y)
-      y = norm()(x)
-      x = x + hk.Linear(32)(jax.nn.gelu(hk.Linear(64)(y)))
-    return norm()(x)
-
-  return Workload((x,), linen, lambda: haiku_program(haiku_fn))
-
-
-def resnet50() -> Workload:
-  """ResNet-50 with few channels on small images."""
-  x = jnp.ones((1, 32, 32, 3))
-
-  def linen(nn):
-    conv = functools.partial(nn.Conv, use_bias=False)
-    norm = functools.partial(nn.BatchNorm, use_running_average=False)
-
-    class Block(nn.Module):
-      features: int
-      stride: int
-
-      @nn.compact
-      def __call__(self, x):
-        strides = (self.stride, self.stride)
-        y = nn.relu(norm()(conv(self.features, (1, 1))(x)))
-        y = nn.relu(norm()(conv(self.features, (3, 3), strides)(y)))
-        y = norm()(conv(4 * self.features, (1, 1))(y))
-        if x.shape != y.shape:
-          x = norm()(conv(4 * self.features, (1, 1), strides)(x))
-        return nn.relu(x + y)
-
-    class ResNet(nn.Module):
-      @nn.compact
-      def __call__(self, x):
-        x = nn.relu(norm()(conv(8, (7, 7), (2, 2))(x)))
-        x = nn.max_pool(x, (3, 3), (2, 2), 'SAME')
-        for i, blocks in enumerate((3, 4, 6, 3)):
-          for j in range(blocks):
-            x = Block(8 * 2**i, 2 if i and not j else 1)(x)
-        return nn.Dense(10)(x.mean((1, 2)))
-
-    return linen_program(ResNet(), ('batch_stats',))
-
-  def haiku_fn(x):
-    net = hk.nets.ResNet50(10, resnet_v2=False)
-    return net(x, is_training=True)
-
-  return Workload((x,), linen, lambda: haiku_program(haiku_fn))
 
 
 WORKLOADS: dict[str, Callable[[], Workload]] = {

@@ -23,6 +23,8 @@ NAMES = (
   'MLP in custom_vjp',
   'MLP in map_variables',
   'LSTM by nn.RNN',
+  'transformer, 12 layers',
+  'ResNet-50',
 )
 
 
@@ -54,6 +56,6 @@ def test_forms_agree_in_shapes(benchmarks, name):
 def test_measuring_counts_each_round(benchmarks):
   calls = []
   timed = {name: lambda n=name: calls.append(n) for name in 'ab'}
-  times = benchmarks.run.measure(timed, 3)
-  assert calls == ['a', 'b'] * 4  # Once to warm up.
+  times = benchmarks.run.measure(timed, 3, depths=[0, 8])
+  assert calls == ['a', 'b'] * 7  # Once to warm up.
   assert set(times) == {'a', 'b'} and all(t >= 0 for t in times.values())

@@ -1,0 +1,247 @@
+"""Transforms lifted over modules, beside those of JAX over functions."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+
+from benchmarks.forms import (
+  WIDTH,
+  Program,
+  Workload,
+  dense,
+  dense_params,
+  haiku_program,
+  linen_program,
+)
+
+
+def remat(n: int) -> Workload:
+  """n dense layers, each rematerialised."""
+
+  def linen(nn):
+    class Remat(nn.Module):
+      @nn.compact
+      def __call__(self, x):
+        for _ in range(n):
+          x = nn.remat(nn.Dense)(WIDTH)(x)
+        return x
+
+    return linen_program(Remat())
+
+  def haiku_fn(x):
+    for _ in range(n):
+      x = hk.remat(hk.Linear(WIDTH))(x)
+    return x
+
+  def pure():
+    def init(key, x):
+      del x
+      return [dense_params(k) for k in jax.random.split(key, n)]
+
+    def apply(layers, x):
+      for params in layers:
+        # A new function for each layer, as modules have.
+        x = jax.checkpoint(lambda p, x: dense(x, *p))(params, x)
+      return x, {}
+
+    return Program(init, apply)
+
+  return Workload(
+    (jnp.ones((4, WIDTH)),), linen, lambda: haiku_program(haiku_fn), pure
+  )
+
+
+def scan_layers(n: int) -> Workload:
+  """One dense layer with n sets of parameters, scanned over."""
+
+  def linen(nn):
+    class Body(nn.Module):
+      @nn.compact
+      def __call__(self, x, _):
+        return nn.Dense(WIDTH)(x), None
+
+    class Scan(nn.Module):
+      @nn.compact
+      def __call__(self, x):
+        stack = nn.scan(
+          Body,
+          variable_axes={'params': 0},
+          split_rngs={'params': True},
+          length=n,
+        )
+        return stack()(x, None)[0]
+
+    return linen_program(Scan())
+
+  def haiku_fn(x):
+    return hk.layer_stack(n)(lambda x: hk.Linear(WIDTH)(x))(x)
+
+  def pure():
+    def init(key, x):
+      del x
+      return jax.vmap(dense_params)(jax.random.split(key, n))
+
+    def apply(layers, x):
+      step = lambda x, params: (dense(x, *params), None)
+      return jax.lax.scan(step, x, layers)[0], {}
+
+    return Program(init, apply)
+
+  return Workload(
+    (jnp.ones((4, WIDTH)),), linen, lambda: haiku_program(haiku_fn), pure
+  )
+
+
+MLP_LAYERS = 4
+
+
+def _mlp_of(nn: Any) -> Any:
+  class MLP(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      for _ in range(MLP_LAYERS):
+        x = jnp.tanh(nn.Dense(WIDTH)(x))
+      return x
+
+  return MLP
+
+
+def _mlp_haiku(x: jax.Array) -> jax.Array:
+  for _ in range(MLP_LAYERS):
+    x = jnp.tanh(hk.Linear(WIDTH)(x))
+  return x
+
+
+def _mlp_params(key: jax.Array) -> Any:
+  return [dense_params(k) for k in jax.random.split(key, MLP_LAYERS)]
+
+
+def _mlp(layers: Any, x: jax.Array) -> jax.Array:
+  for params in layers:
+    x = jnp.tanh(dense(x, *params))
+  return x
+
+
+def ensemble(n: int) -> Workload:
+  """n perceptrons of four layers side by side, by `nn.vmap`."""
+
+  def linen(nn):
+    many = nn.vmap(
+      _mlp_of(nn),
+      variable_axes={'params': 0},
+      split_rngs={'params': True},
+      in_axes=None,
+      axis_size=n,
+    )
+    return linen_program(many())
+
+  def mapped(init, apply):
+    # `hk.vmap` shares the parameters: an ensemble maps the pure functions.
+    return Program(
+      lambda key, x: jax.vmap(init, (0, None))(jax.random.split(key, n), x),
+      lambda v, x: (jax.vmap(apply, (0, None))(v, x), {}),
+    )
+
+  def haiku():
+    transformed = hk.without_apply_rng(hk.transform(_mlp_haiku))
+    return mapped(transformed.init, transformed.apply)
+
+  return Workload(
+    (jnp.ones((4, WIDTH)),),
+    linen,
+    haiku,
+    lambda: mapped(lambda key, x: _mlp_params(key), _mlp),
+  )
+
+
+def _call(m: Any, x: jax.Array) -> jax.Array:
+  return m(x)
+
+
+def _negative(m: Any, x: jax.Array) -> jax.Array:
+  return -m(x)
+
+
+# A perceptron inside of each of the other transforms: how linen does it, and
+# how JAX does it with a function of parameters and input.
+LIFTED: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+  'jit': (
+    lambda nn, m, x: nn.jit(type(m))(name='jitted')(x),
+    lambda f, p, x: jax.jit(lambda p, x: f(p, x))(p, x),
+  ),
+  'cond': (
+    lambda nn, m, x: nn.cond(x[0, 0] > 0, _call, _negative, m, x),
+    lambda f, p, x: jax.lax.cond(
+      x[0, 0] > 0, lambda x: f(p, x), lambda x: -f(p, x), x
+    ),
+  ),
+  'switch': (
+    lambda nn, m, x: nn.switch(1, [_negative, _call], m, x),
+    lambda f, p, x: jax.lax.switch(
+      1, [lambda x: -f(p, x), lambda x: f(p, x)], x
+    ),
+  ),
+  'jvp': (
+    lambda nn, m, x: nn.jvp(_call, m, (x,), (x,), variable_tangents={})[1],
+    lambda f, p, x: jax.jvp(lambda x: f(p, x), (x,), (x,))[1],
+  ),
+  'vjp': (
+    lambda nn, m, x: nn.vjp(_call, m, x)[1](x)[1],
+    lambda f, p, x: jax.vjp(f, p, x)[1](x)[1],
+  ),
+  'custom_vjp': (
+    lambda nn, m, x: nn.custom_vjp(
+      _call,
+      forward_fn=functools.partial(nn.vjp, _call),
+      backward_fn=lambda back, g: back(g),
+    )(m, x),
+    lambda f, p, x: _own_gradient(f)(p, x),
+  ),
+  'map_variables': (
+    lambda nn, m, x: nn.map_variables(
+      type(m), 'params', _doubled, init=m.is_initializing()
+    )(name='mapped')(x),
+    lambda f, p, x: f(_doubled(p), x),
+  ),
+}
+
+
+def _doubled(tree: Any) -> Any:
+  return jax.tree.map(lambda x: 2 * x, tree)
+
+
+def _own_gradient(f: Callable[..., Any]) -> Callable[..., Any]:
+  own = jax.custom_vjp(lambda p, x: f(p, x))
+  own.defvjp(functools.partial(jax.vjp, f), lambda back, g: back(g))
+  return own
+
+
+def lifted(name: str) -> Workload:
+  """A perceptron of four layers, called inside of a transform."""
+  by_linen, by_jax = LIFTED[name]
+
+  def linen(nn):
+    mlp = _mlp_of(nn)
+
+    class Lifted(nn.Module):
+      @nn.compact
+      def __call__(self, x):
+        m = mlp(name='mlp')
+        if name in ('cond', 'switch', 'jvp') and self.is_initializing():
+          return m(x)  # These make no variables.
+        return by_linen(nn, m, x)
+
+    return linen_program(Lifted())
+
+  def pure():
+    return Program(
+      lambda key, x: _mlp_params(key), lambda p, x: (by_jax(_mlp, p, x), {})
+    )
+
+  return Workload((jnp.ones((4, WIDTH)),), linen, pure=pure)
