@@ -1,8 +1,12 @@
 """Comparisons of layers, of what they return and of what they lower to."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
+
+import haiku_state.linen as nn
 
 
 @pytest.fixture(autouse=True, scope='module')
@@ -13,8 +17,11 @@ def quick_compilation():
   jax.config.update('jax_disable_most_optimizations', False)
 
 
-def lowered_text(f, *args):
-  """It returns the program without the names of its arguments and results."""
+def lowered_text(f, *args, keep_unused=True):
+  """It returns the program without the names of its arguments and results.
+
+  With `keep_unused=False` it has only what its results need.
+  """
 
   # Flat lists, because the trees' types are part of a program's text.
   leaves, tree = jax.tree.flatten(args)
@@ -22,7 +29,32 @@ def lowered_text(f, *args):
   def program(*leaves):
     return jax.tree.leaves(f(*tree.unflatten(leaves)))
 
-  return jax.jit(program, keep_unused=True).lower(*leaves).as_text()
+  return jax.jit(program, keep_unused=keep_unused).lower(*leaves).as_text()
+
+
+def assert_same_program(make, *args, keep_unused=True, **kwargs):
+  """It compares variables and forward programs with those of Flax.
+
+  Args:
+    make: from the namespace to the layer.
+    *args: arguments of the call.
+    keep_unused: see `lowered_text`.
+    **kwargs: more of them, which are no arrays of the program.
+  """
+  flax_nn = pytest.importorskip('flax.linen')
+  keys = {name: jax.random.key(i) for i, name in enumerate(STREAMS)}
+  shapes, texts = [], []
+  for namespace in (nn, flax_nn):
+    layer = make(namespace)
+    init = functools.partial(layer.init, **kwargs)
+    shapes.append(as_dict(jax.eval_shape(init, keys, *args)))
+    apply = functools.partial(layer.apply, rngs=keys, **kwargs)
+    texts.append(lowered_text(apply, shapes[0], *args, keep_unused=keep_unused))
+  assert shapes[0] == shapes[1]
+  assert texts[0] == texts[1]
+
+
+STREAMS = ('params', 'dropout')
 
 
 def as_dict(tree):

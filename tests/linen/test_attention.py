@@ -11,6 +11,7 @@ from drawn import normal
 from drawn import variables as variables_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from layers_compare import assert_same_program
 from layers_compare import quick_compilation as quick_compilation
 from same_signature import assert_same_signature
 
@@ -45,6 +46,38 @@ def by_hand(query, key, value, bias=0.0, mask=True):
 def test_signature_is_that_of_flax(name):
   flax = pytest.importorskip('flax.linen.attention')
   assert_same_signature(getattr(attention, name), getattr(flax, name))
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_drawn_attention_is_that_of_flax(data):
+  draw = data.draw
+  dtypes = st.sampled_from([None, 'float32', 'bfloat16'])
+  heads = draw(st.integers(1, 3))
+  batch = draw(st.lists(st.integers(1, 2), min_size=1, max_size=2))
+  q, k = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+  options = dict(
+    num_heads=heads,
+    qkv_features=draw(st.sampled_from([2 * heads, 4 * heads])),
+    out_features=draw(st.none() | st.integers(1, 3)),
+    dtype=draw(dtypes),
+    param_dtype=draw(dtypes) or 'float32',
+    use_bias=draw(st.booleans()),
+    normalize_qk=draw(st.booleans()),
+    force_fp32_for_softmax=draw(st.booleans()),
+    dropout_rate=draw(st.sampled_from([0.0, 0.5])),
+    broadcast_dropout=draw(st.booleans()),
+    precision=draw(st.sampled_from([None, 'highest'])),
+  )
+  mask = np.tri(q, k, dtype=bool)[(None,) * (len(batch) + 1)]
+  kwargs = dict(
+    mask=draw(st.sampled_from([None, mask])),
+    deterministic=draw(st.booleans()),
+    sow_weights=draw(st.booleans()),
+  )
+  x, kv = jnp.zeros((*batch, q, 4)), jnp.zeros((*batch, k, 3))
+  make = lambda nn: nn.MultiHeadDotProductAttention(**options)
+  assert_same_program(make, x, kv, **kwargs)
 
 
 @pytest.mark.parametrize('batch', [(), (2, 3)])

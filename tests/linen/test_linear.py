@@ -9,7 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
-from layers_compare import as_dict, assert_same_leaves, lowered_text
+from layers_compare import (
+  assert_same_leaves,
+  assert_same_program,
+)
 from layers_compare import quick_compilation as quick_compilation
 
 import haiku_state.linen as nn
@@ -23,24 +26,9 @@ def flax_nn():
   return pytest.importorskip('flax.linen')
 
 
-def assert_same_program(make, flax_nn, *args):
-  """It compares the variables and the forward programs of both libraries."""
-  ours, theirs = make(nn), make(flax_nn)
-  key = jax.random.key(0)
-  shapes = [
-    as_dict(jax.eval_shape(layer.init, key, *args)) for layer in (ours, theirs)
-  ]
-  assert shapes[0] == shapes[1]
-  texts = [
-    lowered_text(layer.apply, shapes[0], *args) for layer in (ours, theirs)
-  ]
-  assert texts[0] == texts[1]
-
-
 @few
 @given(data=st.data())
 def test_drawn_dense_is_that_of_flax(data):
-  flax_nn = pytest.importorskip('flax.linen')
   draw = data.draw
   shape = draw(st.lists(st.integers(0, 3), min_size=0, max_size=3))
   dtypes = st.sampled_from([None, 'float32', 'bfloat16', 'float16'])
@@ -52,14 +40,13 @@ def test_drawn_dense_is_that_of_flax(data):
     param_dtype=draw(dtypes) or 'float32',
     precision=draw(st.sampled_from([None, 'high', lax.Precision.HIGHEST])),
   )
-  assert_same_program(lambda nn: nn.Dense(**options), flax_nn, x)
-  assert_same_program(lambda nn: nn.DenseGeneral(**options), flax_nn, x)
+  assert_same_program(lambda nn: nn.Dense(**options), x)
+  assert_same_program(lambda nn: nn.DenseGeneral(**options), x)
 
 
 @few
 @given(data=st.data())
 def test_drawn_dense_general_is_that_of_flax(data):
-  flax_nn = pytest.importorskip('flax.linen')
   draw = data.draw
   ndim = draw(st.integers(2, 4))
   x = jnp.zeros((2, 3, 2, 4)[:ndim])
@@ -74,7 +61,7 @@ def test_drawn_dense_general_is_that_of_flax(data):
     batch_dims=draw(st.permutations(range(n_batch))),
     use_bias=draw(st.booleans()),
   )
-  assert_same_program(lambda nn: nn.DenseGeneral(**options), flax_nn, x)
+  assert_same_program(lambda nn: nn.DenseGeneral(**options), x)
 
 
 @st.composite
@@ -112,29 +99,71 @@ def conv_arguments(draw, paddings):
 @few
 @given(drawn=conv_arguments(['SAME', 'VALID', 'CIRCULAR', 'REFLECT']))
 def test_drawn_convolutions_are_those_of_flax(drawn):
-  flax_nn = pytest.importorskip('flax.linen')
   x, options = drawn
-  assert_same_program(lambda nn: nn.Conv(**options), flax_nn, x)
+  assert_same_program(lambda nn: nn.Conv(**options), x)
   options['feature_group_count'] = 2
-  assert_same_program(lambda nn: nn.Conv(**options), flax_nn, x)
+  assert_same_program(lambda nn: nn.Conv(**options), x)
 
 
 @few
 @given(drawn=conv_arguments(['SAME', 'VALID', 'CIRCULAR', 'REFLECT']))
 def test_drawn_local_convolutions_are_those_of_flax(drawn):
-  flax_nn = pytest.importorskip('flax.linen')
   x, options = drawn
-  assert_same_program(lambda nn: nn.ConvLocal(**options), flax_nn, x)
+  assert_same_program(lambda nn: nn.ConvLocal(**options), x)
 
 
 @few
 @given(drawn=conv_arguments(['SAME', 'VALID', 'CIRCULAR']), flip=st.booleans())
 def test_drawn_transposed_convolutions_are_those_of_flax(drawn, flip):
-  flax_nn = pytest.importorskip('flax.linen')
   x, options = drawn
   del options['input_dilation']
   make = lambda nn: nn.ConvTranspose(transpose_kernel=flip, **options)
-  assert_same_program(make, flax_nn, x)
+  assert_same_program(make, x)
+
+
+@few
+@given(data=st.data())
+def test_drawn_einsum_is_that_of_flax(data):
+  draw = data.draw
+  equation, shape, sizes = draw(
+    st.sampled_from(
+      [
+        ('ab,bc->ac', (4, 3), (3, 2)),
+        ('abc,cd->abd', (2, 4, 3), (3, 2)),
+        ('...ab,bc->...ac', (2, 4, 3), (3, 2)),
+        ('bc,abc->ab', (4, 3), (2, 4, 3)),
+        ('ab,abc->c', (4, 3), (4, 3, 2)),
+      ]
+    )
+  )
+  dtypes = st.sampled_from([None, 'float32', 'bfloat16'])
+  options = dict(
+    shape=sizes,
+    einsum_str=equation,
+    use_bias=draw(st.booleans()),
+    dtype=draw(dtypes),
+    param_dtype=draw(dtypes) or 'float32',
+    precision=draw(st.sampled_from([None, 'highest'])),
+  )
+  assert_same_program(lambda nn: nn.Einsum(**options), jnp.zeros(shape))
+
+
+@few
+@given(data=st.data())
+def test_drawn_embedding_is_that_of_flax(data):
+  draw = data.draw
+  dtypes = st.sampled_from([None, 'float32', 'bfloat16', 'float16'])
+  options = dict(
+    num_embeddings=draw(st.integers(1, 4)),
+    features=draw(st.integers(1, 4)),
+    dtype=draw(dtypes),
+    param_dtype=draw(dtypes) or 'float32',
+  )
+  # Of one row Flax takes no index without an axis, nor do we.
+  ndim = draw(st.integers(options['num_embeddings'] == 1, 3))
+  shape = [draw(st.integers(0, 3)) for _ in range(ndim)]
+  kind = draw(st.sampled_from(['int32', 'uint8']))
+  assert_same_program(lambda nn: nn.Embed(**options), jnp.zeros(shape, kind))
 
 
 @pytest.mark.parametrize('size', [1, 2, 3])

@@ -10,6 +10,7 @@ from drawn import normal
 from drawn import variables as variables_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from layers_compare import assert_same_program
 from layers_compare import quick_compilation as quick_compilation
 from same_signature import assert_same_signature
 
@@ -42,6 +43,35 @@ def test_signature_is_that_of_flax(name):
   assert_same_signature(ours, theirs)
   if 'initialize_carry' in vars(theirs):
     assert_same_signature(ours.initialize_carry, theirs.initialize_carry)
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_drawn_rnn_is_that_of_flax(data):
+  draw = data.draw
+  cell, features = draw(st.sampled_from(CELLS)), draw(st.integers(1, 3))
+  dtype = draw(st.sampled_from(['float32', 'bfloat16']))
+  of_cell = {'dtype': dtype, 'param_dtype': dtype}
+  if cell == 'MGUCell':
+    of_cell['reset_gate'] = draw(st.booleans())
+  if cell == 'SimpleCell':
+    of_cell['residual'] = draw(st.booleans())
+  options = dict(
+    time_major=draw(st.booleans()),
+    reverse=draw(st.booleans()),
+    keep_order=draw(st.booleans()),
+    unroll=draw(st.integers(1, 2)),
+    return_carry=draw(st.booleans()),
+  )
+  batch, steps = draw(st.integers(1, 3)), draw(st.integers(1, 4))
+  lengths = np.arange(batch) % (steps + 1)
+  shape = (steps, batch, 2) if options['time_major'] else (batch, steps, 2)
+  assert_same_program(
+    lambda nn: nn.RNN(getattr(nn, cell)(features, **of_cell), **options),
+    jnp.zeros(shape, dtype),
+    seq_lengths=draw(st.sampled_from([None, lengths])),
+    keep_unused=False,  # Flax leaves the remains of a trial run.
+  )
 
 
 def sigmoid(x):

@@ -4,6 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from layers_compare import assert_same_program
 from layers_compare import quick_compilation as quick_compilation
 
 import haiku_state.linen as nn
@@ -15,6 +18,21 @@ def drop(rate, x, **options):
   kwargs = {k: options.pop(k) for k in ('rng',) if k in options}
   layer = nn.Dropout(rate, deterministic=False, **options)
   return layer.apply({}, x, rngs={'dropout': KEY}, **kwargs)
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_drawn_dropout_is_that_of_flax(data):
+  draw = data.draw
+  shape = draw(st.lists(st.integers(0, 3), min_size=2, max_size=3))
+  dims = st.lists(st.sampled_from([0, 1, -1]), max_size=2).map(tuple)
+  options = dict(
+    rate=draw(st.sampled_from([0.0, 0.3, 1.0])),
+    broadcast_dims=draw(dims),
+    deterministic=draw(st.booleans()),
+  )
+  x = jnp.zeros(shape, draw(st.sampled_from(['float32', 'bfloat16'])))
+  assert_same_program(lambda nn: nn.Dropout(**options), x)
 
 
 @pytest.mark.parametrize('rate', [0.1, 0.5, 0.9])
