@@ -143,9 +143,10 @@ def rows(name: str, workload: Workload, rounds: int) -> list[list[str]]:
   result = []
   for task in of['haiku_state']:
     # XLA's part of the time does not depend on Python's stack.
-    by_xla = task in ('compile', 'jitted step')
-    depths = DEPTHS[:: len(DEPTHS) // 3] if by_xla else DEPTHS
-    times = measure({lib: t[task] for lib, t in of.items()}, rounds, depths)
+    depths = {'compile': DEPTHS[:1], 'jitted step': DEPTHS[::4]}
+    times = measure(
+      {lib: t[task] for lib, t in of.items()}, rounds, depths.get(task, DEPTHS)
+    )
     row = [name, task, f'{times[base] * 1e3:.2f} ms']
     for lib in ('haiku_state', 'Haiku', 'pure JAX'):
       ratio = f'{times[lib] / times[base]:.2f}' if lib in times else ''
