@@ -1,5 +1,8 @@
 """Linen-style modules and state for Haiku."""
 
+import importlib as _importlib
+from typing import TYPE_CHECKING
+
 from haiku_state import configurations as configurations
 from haiku_state import core as core
 from haiku_state import cursor as cursor
@@ -7,7 +10,6 @@ from haiku_state import errors as errors
 from haiku_state import ids as ids
 from haiku_state import jax_utils as jax_utils
 from haiku_state import linen as linen
-from haiku_state import optim as optim
 from haiku_state import serialization as serialization
 from haiku_state import struct as struct
 from haiku_state import traceback_util as traceback_util
@@ -15,4 +17,14 @@ from haiku_state import traverse_util as traverse_util
 from haiku_state import typing as typing
 from haiku_state.configurations import config as config
 
+if TYPE_CHECKING:
+  from haiku_state import optim as optim
+
 __version__ = '0.1.0'
+
+
+def __getattr__(name: str):
+  # With optax it takes longer to import than all else that is here.
+  if name == 'optim':
+    return _importlib.import_module('haiku_state.optim')
+  raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -270,3 +270,16 @@ def test_extras_are_not_needed_to_import_the_package():
     assert not loaded, loaded
   """
   subprocess.run([sys.executable, '-c', textwrap.dedent(program)], check=True)
+
+
+def test_optax_is_imported_with_the_optimizers_only():
+  program = """
+    import sys
+    import haiku_state
+
+    assert 'optax' not in sys.modules
+    assert haiku_state.optim.sgd.GradientDescent
+    assert 'optax' in sys.modules
+    assert not hasattr(haiku_state, 'optimizers')
+  """
+  subprocess.run([sys.executable, '-c', textwrap.dedent(program)], check=True)
