@@ -63,7 +63,8 @@ def _program(init_fn, args, kwargs) -> Callable[..., Any] | None:
   """Returns a function of the root key and what to fold in, if it is known."""
   wanted = (init_fn, args, kwargs)
   try:
-    key = fingerprint(wanted)
+    # What a raw key means, JAX does not note with a program that it keeps.
+    key = fingerprint(wanted), keys.raw_key_impl()
     if key in _programs:
       return _programs[key]
   except (Unknown, TypeError):

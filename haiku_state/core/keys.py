@@ -89,10 +89,13 @@ def is_valid_rng(rng: Any) -> bool:
     return False
   if jnp.issubdtype(rng.dtype, jax.dtypes.prng_key):
     return rng.shape == ()
-  shape, dtype = _raw_key_type(
-    str(getattr(jax.config, 'jax_default_prng_impl', ''))
-  )
+  shape, dtype = _raw_key_type(raw_key_impl())
   return rng.shape == shape and rng.dtype == dtype
+
+
+def raw_key_impl() -> str:
+  """Returns the name of the implementation that raw keys are of."""
+  return str(getattr(jax.config, 'jax_default_prng_impl', ''))
 
 
 @functools.lru_cache

@@ -98,6 +98,20 @@ def test_each_is_traced_once_for_a_shape(monkeypatch):
   assert made == [((4,),), ((5,),)]
 
 
+def test_raw_keys_are_of_the_implementation_in_force():
+  flax_nn = pytest.importorskip('flax.linen')
+
+  def values(lib, impl):
+    init_fn = lib.initializers.normal(0.25)
+    with jax.default_prng_impl(impl):
+      init = jax.jit(module(lib, init_fn).init)
+      return bits(init(jax.random.PRNGKey(3)))
+
+  # Raw keys of both have one shape, and JAX would keep one program for them.
+  for impl in ('rbg', 'unsafe_rbg', 'rbg'):
+    assert values(nn, impl) == values(flax_nn, impl)
+
+
 scale = 1.0
 
 
