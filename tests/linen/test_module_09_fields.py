@@ -380,6 +380,28 @@ def abstract_modules(nn, flax):
     def method(self):
       pass
 
+  # Nobody asked for a check here.
+  class Unchecked(nn.Module):
+    size: int = 3
+
+    @property
+    @abc.abstractmethod
+    def width(self):
+      pass
+
+    @abc.abstractmethod
+    def method(self):
+      return self.size
+
+  class Checked(Unchecked, abc.ABC):
+    @abc.abstractmethod
+    def other(self):
+      pass
+
+  class Done(Checked):
+    def other(self):
+      return self.method()
+
   def meta():
     class Mine(Meta):
       def method(self):
@@ -394,8 +416,12 @@ def abstract_modules(nn, flax):
     inspect.isabstract(Foo),
     inspect.isabstract(Bar),
     sorted(Foo.__abstractmethods__),
-    attempt(Meta),
     meta(),
+    Unchecked().apply({}, method='method'),
+    inspect.isabstract(Unchecked),
+    attempt(Checked),
+    sorted(Checked.__abstractmethods__),
+    Done().apply({}, method='other'),
   )
 
 

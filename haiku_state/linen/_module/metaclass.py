@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from typing import Any, Protocol
 
 import haiku as hk
@@ -36,6 +37,12 @@ class ModuleMeta(type(hk.Module), _TakesKeywords):
     if '__repr__' not in own:
       del cls.__repr__  # Haiku's would hide that of the base class.
     module_type = _base(cls)
+    for key, value in own.items():
+      if isinstance(value, property):
+        # Python told it to the one that Haiku made in its place.
+        value.__set_name__(cls, key)  # type: ignore[attr-defined]
+    if not _insists_on_abstract_methods(cls):
+      cls.__abstractmethods__ = frozenset()
     if module_type is cls:
       # Our own methods need no wrapper.
       for key, value in own.items():
@@ -53,6 +60,18 @@ class ModuleMeta(type(hk.Module), _TakesKeywords):
   def __call__(cls, *args: Any, **kwargs: Any) -> Any:
     # Haiku's would insist on a transform; ours are bound when they are used.
     return type.__call__(cls, *args, **kwargs)
+
+
+def _insists_on_abstract_methods(cls: type) -> bool:
+  """Returns whether a class without all methods may not be made.
+
+  The type of Haiku's modules is one for abstract classes, that of Flax's is
+  not: there it takes a base class such as `abc.ABC`.
+  """
+  return any(
+    isinstance(c, abc.ABCMeta) and not issubclass(c, hk.Module)
+    for c in cls.__mro__
+  )
 
 
 def _base(cls: ModuleMeta) -> type:
