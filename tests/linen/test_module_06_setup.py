@@ -80,6 +80,61 @@ def what_triggers_setup(nn, flax):
 
 
 @programs
+def properties_that_are_set(nn, flax):
+  class Foo(nn.Module):
+    @property
+    def doubled(self):
+      return self.double
+
+    @doubled.setter
+    def doubled(self, value):
+      self.double = 2 * value
+
+    @property
+    def layer(self):
+      return self.dense
+
+    @layer.setter
+    def layer(self, module):
+      self.dense = module
+
+    def setup(self):
+      self.doubled = 3
+      self.layer = nn.Dense(2)
+
+    def __call__(self, x):
+      return self.doubled, self.layer(x), self.layer.name
+
+  def without_setter(value):
+    class Fixed(nn.Module):
+      @property
+      def fixed(self):
+        return 2
+
+      def setup(self):
+        self.fixed = value
+
+      def __call__(self):
+        return self.fixed
+
+    return Fixed().init(KEY)
+
+  class Path(nn.Module):
+    def setup(self):
+      self.path = 2
+
+    def __call__(self):
+      pass
+
+  return (
+    Foo().init_with_output(KEY, X),
+    attempt(without_setter, 3),
+    attempt(without_setter, nn.Dense(2)),
+    attempt(Path().init, KEY),
+  )
+
+
+@programs
 def never_without_a_scope(nn, flax):
   class Foo(nn.Module):
     def setup(self):

@@ -127,7 +127,7 @@ def register(owner: Module, name: str, value: Any, module_type: type) -> None:
     module_type: the class `Module`.
   """
   if is_plain(value):
-    vars(owner)[name] = value
+    object.__setattr__(owner, name, value)  # It may be a property that is set.
     return
   attached: list[Any] = []
 
@@ -137,9 +137,10 @@ def register(owner: Module, name: str, value: Any, module_type: type) -> None:
     return _adopt(owner, f'{name}{suffix}', leaf, attached)
 
   if isinstance(value, module_type):
-    vars(owner)[name] = adopt('', value)
+    new = adopt('', value)
   else:
-    vars(owner)[name] = freeze_attr(map_leaves(adopt, value))
+    new = freeze_attr(map_leaves(adopt, value))
+  object.__setattr__(owner, name, new)
   for module in attached:
     module.__post_init__()
 
