@@ -286,6 +286,17 @@ def names_that_are_no_strings(nn, flax):
 
 
 @programs
+def any_name_at_the_top(nn, flax):
+  def results(name):
+    dense = nn.Dense(3, name=name)
+    variables = dense.init(KEY, X)
+    bound = dense.bind(variables)
+    return variables, dense.apply(variables, X), bound(X), bound.name
+
+  return [results(name) for name in (3, 0, True, ('a',), b'x', '', 'a/b')]
+
+
+@programs
 def reserved_fields(nn, flax):
   def name():
     class Foo(nn.Module):

@@ -28,7 +28,8 @@ _WORD_BEGINS = re.compile(r'((?<=[a-z0-9])[A-Z]|(?!^)[A-Z](?=[a-z]))')
 def haiku_name(module: Module) -> str:
   """Returns the name of a module at the top, as Haiku would make it."""
   if module.name is not None:
-    return _haiku.escape_module(module.name)
+    # At the top Flax takes any name: it is on no path.
+    return _haiku.escape_module(str(module.name))
   name = type(module).__name__
   return _haiku.escape_module(_WORD_BEGINS.sub(r'_\1', name).lower())
 

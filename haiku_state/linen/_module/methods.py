@@ -153,7 +153,7 @@ def wrap_method(
 def profile_name(self: Module, method_name: str) -> str:
   """Returns the name, in profiles, of the operations of a method."""
   name = self.name or type(self).__name__
-  return name if method_name == '__call__' else f'{name}.{method_name}'
+  return str(name) if method_name == '__call__' else f'{name}.{method_name}'
 
 
 _UNNAMED = contextlib.nullcontext()
