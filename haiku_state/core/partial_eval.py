@@ -127,7 +127,8 @@ def lazy_init(fn: Callable[..., Any]) -> Callable[..., Any]:
       i for i, x in enumerate(leaves) if isinstance(x, jax.ShapeDtypeStruct)
     ]
     if not unknown:
-      return fn(*args, **kwargs)
+      # Evaluated from shapes or from values, names come in the same order.
+      return jax.tree.map(lambda x: x, fn(*args, **kwargs))
 
     def of_unknown(*values):
       filled = list(leaves)

@@ -38,6 +38,21 @@ def same_as_init(nn, flax):
 
 
 @programs
+def order_of_names(nn, flax):
+  class Foo(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      self.variable('z', 'v', jnp.zeros, ())
+      self.variable('a', 'v', jnp.zeros, ())
+      return nn.Dense(2)(x)
+
+  def names(variables):
+    return list(variables), list(variables['params']['Dense_0'])
+
+  return [names(Foo().lazy_init(KEY, x)) for x in (SHAPE, X)]
+
+
+@programs
 def values_that_are_needed(nn, flax):
   class Foo(nn.Module):
     @nn.compact
