@@ -564,6 +564,8 @@ def remat_scan_with_options(nn, flax):
     attempt(results, lengths=(2, 2)),
     attempt(results, lengths=(4,)),
     attempt(results, lengths=(2, 1, 2)),
+    attempt(results).kind,  # No length at all.
+    attempt(results, lengths=[]).kind,
     attempt(
       results,
       lengths=(2, 2),

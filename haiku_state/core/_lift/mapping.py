@@ -326,7 +326,15 @@ def remat_scan(
     variable_carry: see `scan`.
     variable_axes: see `scan`.
     split_rngs: see `scan`.
+
+  Raises:
+    IndexError: `lengths` is empty.
   """
+  if not len(lengths):
+    raise IndexError(
+      f'remat_scan expected at least one length, found lengths={lengths}. '
+      'Write lengths=(8,) for eight steps, or lengths=(4, 2).'
+    )
   scan_fn = functools.partial(
     scan,
     variable_broadcast=variable_broadcast,
