@@ -14,6 +14,7 @@ every string, so what is no identifier is escaped: `layer-1` is `layer_0x2d_1`.
 
 from __future__ import annotations
 
+import ast
 import functools
 import os
 import re
@@ -44,7 +45,9 @@ _MAPPINGS = (dict, FrozenDict)
 
 # --- Names -------------------------------------------------------------------
 
-# `_0x2d_` stands for `-`, `_0x_` for the empty name.
+# `_0x2d_` stands for `-`, `_0x_` for the empty name. `_0xr31_` is a name that is
+# no string but the number 1, by its repr: variables may be dicts with such keys.
+_LITERAL = '_0xr'
 _TOKEN = re.compile(r'_0x([0-9a-f]*)_')
 # A raw underscore that would begin a token is itself escaped.
 _UNSAFE_IN_MODULE = re.compile(r'[^A-Za-z0-9_]|_(?=0x)|^[0-9]')
@@ -59,9 +62,32 @@ def _untoken(match: re.Match[str]) -> str:
   return chr(int(match.group(1), 16)) if match.group(1) else ''
 
 
+def _escape_literal(name: Any) -> str:
+  """Returns what stands for a name that is no string: a number, say.
+
+  Raises:
+    TypeError: nothing could tell from the text of the name what it was.
+  """
+  text = repr(name)
+  try:
+    # None is what a collection without variables has in place of a name.
+    is_same = name is not None and ast.literal_eval(text) == name
+  except (SyntaxError, ValueError):
+    is_same = False
+  if not is_same:
+    raise TypeError(
+      f'A variable is a dict with the key {text} of type'
+      f' {type(name).__name__}. Keys must be strings, numbers, or tuples of'
+      ' those: store the dict under other keys.'
+    )
+  return f'{_LITERAL}{text.encode().hex()}_'
+
+
 @functools.lru_cache(maxsize=65536)
-def escape_module(name: str) -> str:
+def escape_module(name: Any) -> str:
   """Returns the component of a Haiku module name that stands for `name`."""
+  if not isinstance(name, str):
+    return _escape_literal(name)
   if not name:
     return '_0x_'
   # Haiku puts `~` before names that come from a constructor or a method.
@@ -74,13 +100,17 @@ _WORD_START = frozenset('abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_')
 
 
 @functools.lru_cache(maxsize=65536)
-def escape_key(name: str) -> str:
+def escape_key(name: Any) -> str:
   """Returns the key of a bundle that stands for the variable `name`."""
+  if not isinstance(name, str):
+    return _escape_literal(name)
   return _UNSAFE_IN_KEY.sub(_token, name) if name else '_0x_'
 
 
-def unescape(name: str) -> str:
+def unescape(name: str) -> Any:
   """Returns the name that `escape_module` or `escape_key` was given."""
+  if name.startswith(_LITERAL):
+    return ast.literal_eval(bytes.fromhex(name[len(_LITERAL) : -1]).decode())
   return _TOKEN.sub(_untoken, name)
 
 

@@ -62,11 +62,15 @@ names = st.one_of(
   st.text(alphabet='_0x2d~:/a', max_size=7),
 )
 leaves = st.one_of(st.integers(), st.just(()), st.tuples(st.integers()))
-trees = st.recursive(
-  st.dictionaries(names, leaves, max_size=4),
-  lambda below: st.dictionaries(names, st.one_of(leaves, below), max_size=3),
+# Variables may be dicts, whose keys may be no strings.
+numbers = st.one_of(st.integers(), st.floats(-9, 9), st.booleans())
+keys = st.one_of(names, numbers, st.tuples(names, numbers))
+below = st.recursive(
+  st.dictionaries(keys, leaves, max_size=4),
+  lambda below: st.dictionaries(keys, st.one_of(leaves, below), max_size=3),
   max_leaves=12,
 )
+trees = st.dictionaries(names, st.one_of(leaves, below), max_size=3)
 collections = st.one_of(
   st.sampled_from(['params', 'state', 'batch_stats', 'cache']), names
 )
@@ -270,3 +274,9 @@ def test_haiku_accepts_awkward_names(name):
   ((path, _),) = state.items()
   assert path == f'net/{escaped}'
   assert _haiku.from_haiku({}, state, 'net') == {name: {name: {name: 1.0}}}
+
+
+@pytest.mark.parametrize('key', [object(), None, float('nan'), jnp.int32])
+def test_keys_that_no_text_stands_for_are_refused(key):
+  with pytest.raises(TypeError, match=f'of type {type(key).__name__}.*strings'):
+    _haiku.to_haiku({'cache': {'x': {key: 1}}}, 'root')

@@ -288,6 +288,39 @@ def batch_stats_of_flax_documents(nn, flax):
 
 
 @programs
+def dicts_with_keys_that_are_no_strings(nn, flax):
+  class Foo(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      p = self.param('p', lambda key: {0: jnp.ones(2), 1: {-2: jnp.ones(3)}})
+      v = self.variable('c', 'v', lambda: {(1, 'a'): 3.0, (2, 'b'): {7: x}})
+      v.value = jax.tree.map(lambda a: a + 1, v.value)
+      add = {'init_fn': dict, 'reduce_fn': lambda a, b: {**a, **b, 5: 6}}
+      self.sow('i', 'sown', {4: 1}, **add)
+      self.sow('i', 'sown', {5: 2}, **add)
+      return p, v.value, nn.Dense(2)(x)
+
+  class Two(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      many = nn.vmap(
+        Foo,
+        variable_axes={'params': 0, 'c': 0, 'i': 0},
+        split_rngs={'params': True},
+      )
+      return nn.jit(Foo)()(x), many()(jnp.ones((3, 2)))
+
+  results = []
+  for module in (Foo(), Two()):
+    y, variables = module.init_with_output(KEY, X)
+    more = {**variables, 'extra': {'z': {1: 2}}}
+    bound = module.bind(more, mutable=['c'])
+    results += [y, variables, module.apply(more, X, mutable=True), bound(X)]
+    results += [bound.variables]
+  return results
+
+
+@programs
 def variable_objects(nn, flax):
   class Foo(nn.Module):
     @nn.compact
