@@ -32,6 +32,7 @@ _HashableV = TypeVar('_HashableV', bound=Hashable)
 _Tuple = TypeVar('_Tuple', bound=tuple)
 _Function = TypeVar('_Function', bound=Callable[..., Any])
 
+
 # Arrays and keys. `Union[..., Any]` says what is meant and allows the rest:
 # numpy arrays, tracers, ShapeDtypeStructs.
 
@@ -106,18 +107,19 @@ VariableDict = Mapping[str, Collection]
 MutableVariableDict = dict[str, MutableCollection]
 
 if TYPE_CHECKING:
-  from haiku_state.core.frozen_dict import FrozenDict
+  from haiku_state.core.frozen_dict import FrozenDict as FrozenDict
 
   FrozenVariableDict = FrozenDict[str, Collection]
 else:
 
   def __getattr__(name):
     # Looked up when asked for, since `core` imports this file.
-    if name != 'FrozenVariableDict':
+    if name not in ('FrozenDict', 'FrozenVariableDict'):
       raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
     from haiku_state.core.frozen_dict import FrozenDict
 
-    globals()[name] = FrozenDict[str, Collection]
+    globals()['FrozenDict'] = FrozenDict
+    globals()['FrozenVariableDict'] = FrozenDict[str, Collection]
     return globals()[name]
 
 
