@@ -19,7 +19,6 @@ import numpy as np
 
 from haiku_state import struct
 from haiku_state.configurations import config
-from haiku_state.core.frozen_dict import FrozenDict
 
 PRNGKey = jax.Array
 PRNGFoldable = Union[int, str]
@@ -104,13 +103,6 @@ def _raw_key_type(impl: str) -> tuple[tuple[int, ...], Any]:
   del impl
   raw = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))
   return raw.shape, raw.dtype
-
-
-def is_valid_rngs(rngs: Any) -> bool:
-  """Returns whether `rngs` maps names of streams to keys."""
-  return isinstance(rngs, (FrozenDict, dict)) and all(
-    isinstance(name, str) and is_valid_rng(rng) for name, rng in rngs.items()
-  )
 
 
 def streams(rngs: Mapping[str, PRNGKey | LazyRng] | None) -> dict[str, LazyRng]:

@@ -52,6 +52,9 @@ no_flag = _Sentinel()
 
 _ORDINARY_FLAGS: Mapping[str, Any] = FrozenDict()
 
+# Under Flax's name: libraries whose keys are objects of their own wrap it.
+_is_valid_rng = keys.is_valid_rng
+
 
 class Variable(Generic[T]):
   """A value of a collection that can be read and set by name.
@@ -569,7 +572,7 @@ def bind(
     InvalidRngError: `rngs` maps no names to keys.
   """
   _check_variables(variables)
-  if rngs is not None and not keys.is_valid_rngs(rngs):
+  if rngs is not None and not _is_valid_rngs(rngs):
     raise errors.InvalidRngError(
       'rngs should be a dictionary mapping strings to `jax.PRNGKey`.'
     )
@@ -625,13 +628,20 @@ def apply(
   return wrapper
 
 
+def _is_valid_rngs(rngs: Any) -> bool:
+  """Returns whether `rngs` maps names of streams to keys."""
+  return isinstance(rngs, (FrozenDict, dict)) and all(
+    isinstance(name, str) and _is_valid_rng(rng) for name, rng in rngs.items()
+  )
+
+
 def _as_streams(rngs: Any) -> Any:
   """Returns key streams by name, from those or from one key."""
   if rngs is None:
     return None
-  if keys.is_valid_rng(rngs):
+  if _is_valid_rng(rngs):
     return {'params': rngs}
-  if not keys.is_valid_rngs(rngs):
+  if not _is_valid_rngs(rngs):
     raise ValueError(
       'The ``rngs`` argument passed to an apply function should be a '
       '``jax.PRNGKey`` or a dictionary mapping strings to ``jax.PRNGKey``.'
@@ -664,7 +674,7 @@ def init(
 
   @functools.wraps(fn)
   def wrapper(rngs, *args, **kwargs):
-    if not keys.is_valid_rng(rngs) and not keys.is_valid_rngs(rngs):
+    if not _is_valid_rng(rngs) and not _is_valid_rngs(rngs):
       raise ValueError(
         'First argument passed to an init function should be a '
         '``jax.PRNGKey`` or a dictionary mapping strings to ``jax.PRNGKey``.'

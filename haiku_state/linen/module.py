@@ -906,7 +906,7 @@ def _checked_rngs(module: Module, rngs: Any) -> Any:
   """
   if isinstance(rngs, dict):
     return rngs
-  if not core.keys.is_valid_rng(rngs):
+  if not core.scope._is_valid_rng(rngs):
     raise errors.InvalidRngError(
       'RNGs should be of shape (2,) or PRNGKey in Module '
       f'{type(module).__name__}, but rngs are: {rngs}'

@@ -552,3 +552,26 @@ def test_trace_levels_are_checked(transform):
     return x
 
   transform(inside)(X)
+
+
+class OwnKey:
+  """A key that is an object of a library's own."""
+
+  def __init__(self, key):
+    self.key = key
+
+
+def test_a_library_can_let_keys_of_its_own_pass(monkeypatch):
+  theirs = pytest.importorskip('flax').core.scope
+  # Flax has this check under this name, and libraries wrap it.
+  for scope in (theirs, core.scope):
+    before = scope._is_valid_rng
+    monkeypatch.setattr(
+      scope,
+      '_is_valid_rng',
+      lambda rng, before=before: isinstance(rng, OwnKey) or before(rng),
+    )
+    bound = scope.bind({}, rngs={'params': OwnKey(KEY)})
+    assert bound.has_rng('params')
+    with pytest.raises(Exception, match='rngs should be a dictionary'):
+      scope.bind({}, rngs={'params': 'no key'})
