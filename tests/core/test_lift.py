@@ -220,7 +220,18 @@ def swapped_collections(nn, flax):
     scope.put_variable('a', 'v', 7.0)
     return lift.swap_collection(g, 'a', 'b')(scope, x)
 
-  return core.apply(f, mutable=True)({}, X)
+  def one_is_empty(scope, x):
+    elsewhere = lift.swap_collection(
+      lambda s, x: dense(s, x, 2), 'params', 'other'
+    )
+    return elsewhere(scope.push('a'), x) + dense(scope.push('b'), x, 2)
+
+  y, variables = core.init(one_is_empty)(KEY, X)
+  return (
+    core.apply(f, mutable=True)({}, X),
+    (y, variables),
+    core.apply(one_is_empty, mutable=True)(variables, X),
+  )
 
 
 @programs

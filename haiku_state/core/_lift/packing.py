@@ -191,8 +191,9 @@ class Pack:
     ):
       for group in groups:
         for col, tree in group.items():
-          # Some transforms return more than may be changed.
-          if scope.is_mutable_collection(col):
+          # Some transforms return more than may be changed; what has no
+          # variable leaves no trace.
+          if tree and scope.is_mutable_collection(col):
             only = touched if col == 'params' else None
             scope._run.store.merge(scope, col, tree, only)
 
