@@ -23,7 +23,7 @@ LAYERS = {
   'arrays': 'jax_utils io traceback_util',
   'below the scope': """
     core.filters core.tracers core.keys core.meta core.partial_eval core.spmd
-    core._fingerprint core._shapes core._initial core.axes_scan core._haiku core._store core._run""",
+    core._fingerprint core._shapes core._initial core.axes_scan core._haiku core._store core._suspended core._run""",
   'scope': 'core.scope core.variables',
   'lift': """
     core._lift core._lift.packing core._lift.autodiff core._lift.caching

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from haiku_state.core import _haiku, tracers
 from haiku_state.core._store import AtRest, InHaiku, InRun, Store
+from haiku_state.core._suspended import Suspended
 from haiku_state.core.filters import in_filter
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class Run:
     adopted: copies of modules from outside, by the id of the original.
   """
 
-  __slots__ = ('store', 'haiku_root', 'adopted', '_is_recorded')
+  __slots__ = ('store', 'haiku_root', 'adopted', '_is_recorded', '_depth')
 
   def __init__(self, store: Store, haiku_root: str):
     self.store = store
@@ -43,6 +44,7 @@ class Run:
       weakref.WeakValueDictionary()
     )
     self._is_recorded: bool | None = None
+    self._depth = len(_active.runs)
 
   @property
   def is_at_rest(self) -> bool:
@@ -84,6 +86,20 @@ class Run:
   def haiku_rng(self) -> jax.Array:
     """Returns the next key of Haiku's."""
     return hk.next_rng_key()
+
+  def check_reachable(self) -> None:
+    """Raises if a run of ours hides the `hk.transform` of this run.
+
+    Raises:
+      ValueError: it does.
+    """
+    if len(_active.runs) != self._depth:
+      raise ValueError(
+        f'Module "{self.haiku_root}" belongs to the hk.transform around, whose'
+        ' variables cannot be reached in a lifted transform, nor in init or'
+        ' apply of another module. Make the module there, or give it to the'
+        ' lifted transform among its modules.'
+      )
 
   def is_recorded(self) -> bool:
     """Returns whether JAX records what is computed here, as under `jax.jit`.
@@ -134,6 +150,7 @@ def execute(roots: Sequence[Scope], body: Callable[[], Any]) -> Any:
     body = functools.partial(_count_rng, with_rngs[0], rng, body)
   for e in entered:
     e.run.store = e.frame
+  hidden = _suspend_current()
   _active.runs.append(entered)
   try:
     if any(e.mutable('params') for e in entered):
@@ -152,16 +169,29 @@ def execute(roots: Sequence[Scope], body: Callable[[], Any]) -> Any:
     _active.runs.pop()
     for e in entered:
       e.run.store = e.rest
+    for e, _ in hidden:
+      e.run.store = e.frame
   for e in entered:
     e.run.store = e.leave(params, state)
+  for e, store in hidden:
+    store.resume(e.frame)
   return out
+
+
+def _suspend_current() -> list[tuple[_Entered, Suspended]]:
+  """Takes the run that goes on out of its frame, which is about to be hidden."""
+  hidden = []
+  for e in _active.runs[-1] if _active.runs else ():
+    store = e.run.store = Suspended(e.variables_now, e.trace)
+    hidden.append((e, store))
+  return hidden
 
 
 class _Active(threading.local):
   """The runs that go on in this thread, the innermost last."""
 
   def __init__(self) -> None:
-    self.runs: list[Any] = []
+    self.runs: list[list[_Entered]] = []
 
 
 _active = _Active()
@@ -173,6 +203,7 @@ class _Entered:
   def __init__(self, scope: Scope):
     self.run = scope._run
     self.rest: Any = self.run.store
+    self.trace = tracers.Trace()
     self.filter = scope.mutable
     self.initializing = scope.get_flag('initializing', False)
     self.root = self.run.haiku_root
@@ -186,6 +217,19 @@ class _Entered:
 
   def leave(self, params: _haiku.Bundles, state: _haiku.Bundles) -> AtRest:
     """Returns the variables at rest after the run."""
+    return AtRest(self._gathered(params, state), self.frame.touched)
+
+  def variables_now(self) -> dict[str, Any]:
+    """Returns the variables, without looking into Haiku's frame.
+
+    What Haiku's modules made in this run is not among them.
+    """
+    params, state = self.frame.made
+    return self._gathered(
+      _overlaid(self.params, params), _overlaid(self.state, state)
+    )
+
+  def _gathered(self, params: _haiku.Bundles, state: _haiku.Bundles) -> Any:
     self.frame.remove_dropped(params)
     self.frame.remove_dropped(state)
     changed: dict[str, Any] = {}
@@ -195,7 +239,7 @@ class _Entered:
     own = _haiku.below(state, self.root)
     _haiku.gather_state(changed, own, self.root, self.mutable)
     self.frame.complete(changed, self.mutable)
-    return AtRest({**self.rest.tree, **changed}, self.frame.touched)
+    return {**self.rest.tree, **changed}
 
 
 def _note(entered, path: str, key: str, is_param: bool) -> None:
@@ -213,6 +257,13 @@ def _merged(bundles: Any) -> Any:
   for more in rest:
     first = {**first, **more}
   return first
+
+
+def _overlaid(bundles: _haiku.Bundles, more: _haiku.Bundles) -> Any:
+  return {
+    path: {**bundles.get(path, {}), **more.get(path, {})}
+    for path in {**bundles, **more}
+  }
 
 
 # Among a scope's counts of keys: the runs in which Haiku's modules drew keys.

@@ -153,6 +153,9 @@ class InRun(_Tree):
     # What a new value has put out of the tree, by bundle and key.
     self.dropped: set[tuple[str, str]] = set()
     self.touched: Touched = set()
+    # Parameters and state that were made or set here, by bundle and key: read
+    # while Haiku's frame is out of reach.
+    self.made: tuple[_haiku.Bundles, _haiku.Bundles] = ({}, {})
     # Parameters that do not change in this run. A transform takes them from
     # here: once, and before anybody's getters, which see them inside of it.
     self.fixed: _haiku.Bundles | None = None
@@ -297,9 +300,11 @@ class InRun(_Tree):
     if leaf is None and col == 'params' and value is not None:
       param_key = _haiku.escape_key(name)
       if (path, param_key) not in self.dropped:
-        _haiku.new_param(path, param_key, value, lambda: value)
+        made = _haiku.new_param(path, param_key, value, lambda: value)
+        self.made[0].setdefault(path, {})[param_key] = made
         level[name] = True
         return
+    self.made[1].setdefault(path, {})[key] = value
     if leaf is None and not was_dropped:
       _haiku.new_state(path, key, value)
     else:
@@ -356,7 +361,9 @@ class InRun(_Tree):
       level[name] = True
       self.grew = True
       self.touched.add((path, name))
-      return _haiku.new_param(path, key, value, make)
+      value = _haiku.new_param(path, key, value, make)
+      self.made[0].setdefault(path, {})[key] = value
+      return value
     self._put(path, level, 'params', name, value, None)
     return value
 

@@ -1,5 +1,6 @@
 """Which JAX transformation is being traced."""
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 from jax.extend import core as jex_core
@@ -23,3 +24,19 @@ def check_trace_level(base_level: Any) -> None:
   """
   if current_trace() != base_level:
     raise errors.JaxTransformError()
+
+
+class Trace:
+  """The trace that is current when this object is made."""
+
+  def __init__(self) -> None:
+    self._state = current_trace()
+    self._trace = jex_core.find_top_trace(())
+
+  def is_current(self) -> bool:
+    """Returns whether no transformation was entered or left since then."""
+    return current_trace() == self._state
+
+  def entered(self) -> AbstractContextManager[None]:
+    """Returns a context in which the trace is current once more."""
+    return jex_core.set_current_trace(self._trace)

@@ -161,8 +161,10 @@ _UNNAMED = contextlib.nullcontext()
 
 def _named_operations(self: Module, run: Run, method_name: str) -> Any:
   """Returns a context in which operations are named after a method."""
-  # In a transform of somebody's, Haiku names them.
-  if run.is_in_haiku or not named_call_enabled():
+  if run.is_in_haiku:
+    run.check_reachable()
+    return _UNNAMED  # Haiku names them.
+  if not named_call_enabled():
     return _UNNAMED
   return jax.named_scope(profile_name(self, method_name))
 
