@@ -13,7 +13,10 @@ import jax.numpy as jnp
 
 from haiku_state import core, errors, ids, traceback_util
 from haiku_state.core.filters import CollectionFilter
+from haiku_state.core.frozen_dict import FrozenDict as FrozenDict
+from haiku_state.core.scope import FrozenVariableDict as FrozenVariableDict
 from haiku_state.core.scope import Scope, Variable
+from haiku_state.core.scope import VariableDict as VariableDict
 from haiku_state.linen._module import calls, methods, submodules
 from haiku_state.linen._module.arguments import merge_param as merge_param
 from haiku_state.linen._module.calls import (

@@ -11,7 +11,7 @@ from haiku_state.core.frozen_dict import FrozenDict, unfreeze
 
 # The collection of `linen.fp8_ops` whose new values come in place of
 # gradients. Named here, too, so that a train state needs no layers.
-_OVERWRITE_WITH_GRADIENT = '_overwrite_with_gradient'
+OVERWRITE_WITH_GRADIENT = '_overwrite_with_gradient'
 
 
 class TrainState(struct.PyTreeNode):
@@ -66,7 +66,7 @@ class TrainState(struct.PyTreeNode):
       trained, opt_state = self._update(self.params['params'], grads['params'])
       params = {
         'params': trained,
-        _OVERWRITE_WITH_GRADIENT: grads[_OVERWRITE_WITH_GRADIENT],
+        OVERWRITE_WITH_GRADIENT: grads[OVERWRITE_WITH_GRADIENT],
       }
       params = _in_containers_of(self.params, params)
     return self.replace(
@@ -104,7 +104,7 @@ class TrainState(struct.PyTreeNode):
 
 
 def _has_overwrites(tree):
-  return isinstance(tree, Mapping) and _OVERWRITE_WITH_GRADIENT in tree
+  return isinstance(tree, Mapping) and OVERWRITE_WITH_GRADIENT in tree
 
 
 def _in_containers_of(like, tree):

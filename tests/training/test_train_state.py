@@ -110,7 +110,7 @@ def test_overwrite_with_gradient(make):
 
 def test_overwrite_with_gradient_is_the_name_of_fp8_ops():
   fp8_ops = pytest.importorskip('haiku_state.linen.fp8_ops')
-  assert train_state._OVERWRITE_WITH_GRADIENT == fp8_ops.OVERWRITE_WITH_GRADIENT
+  assert train_state.OVERWRITE_WITH_GRADIENT == fp8_ops.OVERWRITE_WITH_GRADIENT
 
 
 def test_an_array_is_enough():
