@@ -7,6 +7,7 @@ import pkgutil
 import re
 
 import pytest
+from layers_compare import quick_compilation as quick_compilation
 
 import haiku_state
 

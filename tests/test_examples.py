@@ -6,6 +6,7 @@ import runpy
 
 import numpy as np
 import pytest
+from layers_compare import quick_compilation as quick_compilation
 
 EXAMPLES = pathlib.Path(__file__).parents[1] / 'examples'
 

@@ -7,6 +7,7 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
+from layers_compare import quick_compilation as quick_compilation
 
 from haiku_state import interop
 
