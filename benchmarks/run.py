@@ -114,12 +114,15 @@ def measure(
   for fn in timed.values():
     fn()
   times = {name: [math.inf] * len(depths) for name in timed}
+  gc.collect()
+  gc.freeze()  # To collect again and again is quick without what is there.
   for _ in range(rounds):
     for i, depth in enumerate(depths):
       for name, fn in timed.items():
         gc.collect()
         took = at_depth(depth, lambda fn=fn: seconds(fn))
         times[name][i] = min(times[name][i], took)
+  gc.unfreeze()
   return {name: statistics.mean(t) for name, t in times.items()}
 
 

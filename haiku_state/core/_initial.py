@@ -50,10 +50,16 @@ def initial_value(
     program = _program(init_fn, args, kwargs)
     if program is not None:
       return program(rng, keys.static_hash(suffix))
-  # A key that is not looked at need not be made.
-  if suffix and init_fn is not _ZEROS and init_fn is not _ONES:
-    rng = keys.fold_in_static(rng, suffix)
+  if suffix:
+    rng = _key(init_fn, rng, keys.static_hash(suffix))
   return init_fn(rng, *args, **kwargs)
+
+
+def _key(init_fn, rng: jax.Array, data: Any) -> jax.Array:
+  """Returns the key of a parameter, which need not be made if it is unused."""
+  if init_fn is _ZEROS or init_fn is _ONES:
+    return rng
+  return jax.random.fold_in(rng, data)
 
 
 _ZEROS, _ONES = jax.nn.initializers.zeros, jax.nn.initializers.ones
@@ -78,12 +84,11 @@ def _program(init_fn, args, kwargs) -> Callable[..., Any] | None:
 
 def _traced_once(init_fn, args, kwargs) -> Callable[..., Any]:
   """Returns the initializer as a function that JAX traces once."""
-  if init_fn is _ZEROS or init_fn is _ONES:
-    constant = jax.jit(lambda: init_fn(None, *args, **kwargs), inline=True)
-    return lambda rng, data: constant()
 
+  # Zeros take the key as well: of functions without a traced argument JAX notes
+  # each call.
   def make(rng, data):
-    return init_fn(jax.random.fold_in(rng, data), *args, **kwargs)
+    return init_fn(_key(init_fn, rng, data), *args, **kwargs)
 
   return jax.jit(make, inline=True)
 

@@ -217,6 +217,8 @@ class _Entered:
 
   def leave(self, params: _haiku.Bundles, state: _haiku.Bundles) -> AtRest:
     """Returns the variables at rest after the run."""
+    # Scopes that outlive the run know the frame: it must hold no tracers.
+    self.frame.made = ({}, {})
     return AtRest(self._gathered(params, state), self.frame.touched)
 
   def variables_now(self) -> dict[str, Any]:
