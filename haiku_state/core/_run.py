@@ -248,15 +248,9 @@ def _note(entered, path: str, key: str, is_param: bool) -> None:
   """Tells the run that it belongs to of a variable that is new."""
   if _active.runs[-1] is not entered:
     return  # It is new in a run inside of this one.
-  owners = [e for e in entered if _haiku.is_below(path, e.root)]
-  for e in owners:
-    e.frame.note(e.root, path, key, is_param)
-  if not owners and len(_active.runs) > 1:
-    raise ValueError(
-      f'Haiku module "{path}" would make "{key}" anew in a lifted transform,'
-      ' where it would be lost. Make the module in the function that is lifted,'
-      ' or in a linen module that is given to it.'
-    )
+  for e in entered:
+    if _haiku.is_below(path, e.root):
+      e.frame.note(e.root, path, key, is_param)
 
 
 def _merged(bundles: Any) -> Any:

@@ -169,15 +169,3 @@ def test_a_module_of_the_haiku_function_around_is_out_of_reach():
     bad.init(KEY, X)
   with pytest.raises(ValueError, match='among its modules'):
     bad.apply(params, None, X)
-
-
-def test_a_haiku_module_of_the_run_around_is_out_of_reach():
-  class Top(linen.Module):
-    @linen.compact
-    def __call__(self, x):
-      linear = hk.Linear(3, name='linear')
-      linear(x)
-      return linen.remat(lambda m, c: linear(c))(linen.Dense(3), x)
-
-  with pytest.raises(ValueError, match='"top/linear" would make "w" anew'):
-    Top().init(KEY, X)
