@@ -32,7 +32,6 @@ _HashableV = TypeVar('_HashableV', bound=Hashable)
 _Tuple = TypeVar('_Tuple', bound=tuple)
 _Function = TypeVar('_Function', bound=Callable[..., Any])
 
-
 # Arrays and keys. `Union[..., Any]` says what is meant and allows the rest:
 # numpy arrays, tracers, ShapeDtypeStructs.
 

@@ -46,13 +46,14 @@ def initial_value(
       compiled program could round otherwise than the same operations one by
       one.
   """
-  if suffix and isinstance(rng, jax.core.Tracer) and is_recorded():
+  if not suffix:
+    return init_fn(rng, *args, **kwargs)
+  data = keys.static_hash(suffix)
+  if isinstance(rng, jax.core.Tracer) and is_recorded():
     program = _program(init_fn, args, kwargs)
     if program is not None:
-      return program(rng, keys.static_hash(suffix))
-  if suffix:
-    rng = _key(init_fn, rng, keys.static_hash(suffix))
-  return init_fn(rng, *args, **kwargs)
+      return program(rng, data)
+  return init_fn(_key(init_fn, rng, data), *args, **kwargs)
 
 
 def _key(init_fn, rng: jax.Array, data: Any) -> jax.Array:

@@ -107,6 +107,20 @@ def test_variables_of_ours_in_a_haiku_module_are_seen_when_made(lift):
   np.testing.assert_allclose(mean, 0.01 * X.mean(0), 1e-5)
 
 
+@pytest.mark.parametrize('lift', [nn.jit, nn.remat])
+def test_a_haiku_function_as_a_parameter_of_a_lifted_module(lift):
+  f = hk.transform(lambda x: hk.Linear(3)(x))
+
+  class Top(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      return f.apply(self.param('f', f.init, x), None, x)
+
+  y, variables = lift(Top)().init_with_output(KEY, X)
+  params = {'linear': {**variables['params']['f']['linear']}}
+  np.testing.assert_allclose(y, f.apply(params, None, X), 1e-6)
+
+
 def test_an_ensemble_of_haiku_modules():
   Ensemble = nn.vmap(
     WithHaiku,
