@@ -158,7 +158,7 @@ def _attention(x: jax.Array, block: Any) -> jax.Array:
 
 
 def _contract(x, n_axes: int, kernel, bias) -> jax.Array:
-  """It multiplies the last axes of `x` with the first ones of the kernel."""
+  """Multiplies the last axes of `x` with the first ones of the kernel."""
   ends = tuple(range(x.ndim - n_axes, x.ndim)), tuple(range(n_axes))
   y = jax.lax.dot_general(x, kernel, (ends, ((), ())))
   return y + bias.reshape((1,) * (y.ndim - bias.ndim) + bias.shape)

@@ -46,12 +46,12 @@ def setup(app):
 
 
 def lead_to_pages(app, name, source):
-  """It has links to the README lead to its page in the site."""
+  """Has links to the README lead to its page in the site."""
   source[0] = source[0].replace('](../README.md)', '](first_program.md)')
 
 
 def as_restructured_text(app, what, name, obj, options, lines):
-  """It marks what docstrings have as plain text, and Sphinx would read.
+  """Marks what docstrings have as plain text, and Sphinx would read.
 
   That is a star before a word, as in the shape (*batch, features), and a letter
   behind a backquote, as in `Module`s. What is between backquotes, or an

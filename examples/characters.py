@@ -73,7 +73,7 @@ def step(state, batch):
 
 @partial(jax.jit, static_argnums=0)
 def write(model, params, prompt, key, temperature=0.5):
-  """It goes on after the prompt, up to the model's length.
+  """Goes on after the prompt, up to the model's length.
 
   Returns:
     What was written [length], and the logits of all steps [length, vocabulary].
@@ -100,7 +100,7 @@ def write(model, params, prompt, key, temperature=0.5):
 
 
 def train(text, length, steps, batch_size, **sizes):
-  """It returns the loss of each step, what it wrote, and the cache's error."""
+  """Returns the loss of each step, what it wrote, and the cache's error."""
   alphabet = sorted(set(text))
   tokens = np.array([alphabet.index(c) for c in text])
   model = Transformer(len(alphabet), length, **sizes)

@@ -58,7 +58,7 @@ class TrainState(train_state.TrainState):
 
 
 def load(seed=0):
-  """It returns images [n, 8, 8, 1] and labels [n]: to train on, and held out."""
+  """Returns images [n, 8, 8, 1] and labels [n]: to train on, and held out."""
   digits = load_digits()
   order = np.random.default_rng(seed).permutation(len(digits.target))
   images = (digits.images[order, :, :, None] / 16.0).astype(np.float32)
@@ -104,7 +104,7 @@ def accuracy(state, images, labels):
 
 
 def train(channels, epochs, batch_size=64):
-  """It returns the loss and the held-out accuracy of each epoch."""
+  """Returns the loss and the held-out accuracy of each epoch."""
   (images, labels), (test_images, test_labels) = load()
   steps = len(labels) // batch_size
   state = start(ResNet(channels), images[:1], steps * epochs)

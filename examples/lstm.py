@@ -14,7 +14,7 @@ from haiku_state.interop import layers
 
 
 def haiku_model(x, hidden: int, outputs: int, dropout: float, train: bool):
-  """It maps sequences of shape (batch, time, features), as Haiku users do."""
+  """Maps sequences of shape (batch, time, features), as Haiku users do."""
   x = hk.Linear(hidden, name='inputs')(x)
   core = hk.LSTM(hidden, name='lstm')
   state = core.initial_state(x.shape[0])

@@ -63,7 +63,7 @@ class MLP(nn.Module):
 
 
 def start(model, example, learning_rate):
-  """It returns an optimizer for the parameters, and the state."""
+  """Returns an optimizer for the parameters, and the state."""
   variables = model.init(jax.random.PRNGKey(0), example)
   state, params = variables.pop('params')
   count = sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -88,7 +88,7 @@ def running_mean_step(apply_fn, x, optimizer, state):
 
 
 def train_running_mean(epochs):
-  """It returns the loss of each epoch, and how far the mean is off."""
+  """Returns the loss of each epoch, and how far the mean is off."""
   true_mean = jnp.array([1.0, -2.0, 0.5, 3.0])
   model = BiasAdderWithRunningMean()
   optimizer, state = start(model, true_mean[None], learning_rate=0.1)
@@ -129,7 +129,7 @@ def mlp_step(apply_fn, x_batch, y_batch, optimizer, state):
 
 
 def train_mlp(epochs, batch_size=64):
-  """It returns the loss of each epoch, and how far the averages are off."""
+  """Returns the loss of each epoch, and how far the averages are off."""
   key_x, key_w = jax.random.split(jax.random.PRNGKey(1))
   xs = 2.0 + jax.random.normal(key_x, (8 * batch_size, 20))
   ys = jnp.sin(xs @ jax.random.normal(key_w, (20, 1)) / 5.0)
@@ -162,7 +162,7 @@ def report(epoch, loss, **values):
 
 
 def save_picture(curves, path):
-  """It saves a picture of losses and averages, if matplotlib is there."""
+  """Saves a picture of losses and averages, if matplotlib is there."""
   try:
     import matplotlib
   except ImportError:

@@ -101,7 +101,7 @@ RESNET50 = (3, 4, 6, 3)
 
 
 def mapping(blocks: Sequence[int], root: str = 'res_net50', **options):
-  """It maps the layers of `hk.nets.ResNet` to those of `ResNet`.
+  """Maps the layers of `hk.nets.ResNet` to those of `ResNet`.
 
   Args:
     blocks: how many blocks each group has.

@@ -37,7 +37,7 @@ class Adder(nn.Module):
 
 
 def make_data(key, count, length):
-  """It makes sequences [count, length, 2], their lengths, and the sums.
+  """Makes sequences [count, length, 2], their lengths, and the sums.
 
   What is behind the end of a sequence is noise with marks on it: to read it
   is to be wrong.
@@ -80,7 +80,7 @@ def start(model, example, learning_rate=5e-3):
 
 
 def train(hidden_size, length, steps, batch_size):
-  """It returns the loss of each step, and answers to new sequences."""
+  """Returns the loss of each step, and answers to new sequences."""
   test = make_data(jax.random.key(1), 256, length)
   state = start(Adder(hidden_size), test)
   key, losses = jax.random.key(2), []

@@ -14,7 +14,7 @@ __all__ = ['save_curves', 'say', 'trange']
 
 
 def save_curves(curves, path, xlabel, yscale='linear'):
-  """It saves a picture of curves side by side, if matplotlib is there.
+  """Saves a picture of curves side by side, if matplotlib is there.
 
   Args:
     curves: the values of each, by its title.

@@ -31,7 +31,7 @@ class Config:
 
 
 def haiku_encoder(tokens, config: Config, train: bool):
-  """It encodes tokens of shape (batch, length), as a Haiku user writes it."""
+  """Encodes tokens of shape (batch, length), as a Haiku user writes it."""
 
   def dropout(x):
     return hk.dropout(hk.next_rng_key(), config.dropout, x) if train else x
@@ -88,7 +88,7 @@ class Encoder(nn.Module):
 
 
 def mapping(config: Config):
-  """It maps the layers of `haiku_encoder` to those of `Encoder`."""
+  """Maps the layers of `haiku_encoder` to those of `Encoder`."""
   rows = {'embed': layers.embed('embed'), 'norm': layers.layer_norm('norm')}
   for i in range(config.depth):
     rows |= {

@@ -27,7 +27,7 @@ _FALSE_WORDS = ('n', 'no', 'f', 'false', 'off', '0')
 
 
 class Config:
-  """It holds the value of every flag, as a plain attribute.
+  """Holds the value of every flag, as a plain attribute.
 
   Flags are read for every module call and every parameter, hence attributes
   and not properties. They change through `update` alone.
@@ -79,7 +79,7 @@ class Config:
   def update(self, holder: 'FlagHolder[_T]', value: _T, /) -> None: ...
 
   def update(self, name_or_holder, value, /):
-    """It sets a flag.
+    """Sets a flag.
 
     Args:
       name_or_holder: the name of the flag, or what `bool_flag` returned.
@@ -95,7 +95,7 @@ class Config:
 
   @contextlib.contextmanager
   def temp_flip_flag(self, var_name: str, var_value: bool) -> Iterator[None]:
-    """It sets a flag for the duration of a `with` block.
+    """Sets a flag for the duration of a `with` block.
 
     Args:
       var_name: the name of the flag without the leading `flax_`.
@@ -126,7 +126,7 @@ config = Config()
 
 
 class FlagHolder(Generic[_T]):
-  """It stands for one flag: `holder.value` is the flag's value now.
+  """Stands for one flag: `holder.value` is the flag's value now.
 
   Args:
     name: the name of the flag.
@@ -153,7 +153,7 @@ class FlagHolder(Generic[_T]):
 
 
 def bool_flag(name: str, *, default: bool, help: str) -> FlagHolder[bool]:
-  """It defines a flag that is true or false.
+  """Defines a flag that is true or false.
 
   Args:
     name: the flag's name; lower case in `config`, upper case in the
@@ -174,7 +174,7 @@ def bool_flag(name: str, *, default: bool, help: str) -> FlagHolder[bool]:
 
 
 def int_flag(name: str, *, default: int | None, help: str) -> FlagHolder[int]:
-  """It defines a flag that is a number, or None.
+  """Defines a flag that is a number, or None.
 
   Args:
     name: the flag's name; lower case in `config`, upper case in the
@@ -195,7 +195,7 @@ def int_flag(name: str, *, default: int | None, help: str) -> FlagHolder[int]:
 
 
 def static_bool_env(varname: str, default: bool) -> bool:
-  """It reads an environment variable as a truth value.
+  """Reads an environment variable as a truth value.
 
   Args:
     varname: the name of the variable.
@@ -217,7 +217,7 @@ def static_bool_env(varname: str, default: bool) -> bool:
 
 
 def static_int_env(varname: str, default: int | None) -> int | None:
-  """It reads an environment variable as a whole number.
+  """Reads an environment variable as a whole number.
 
   Args:
     varname: the name of the variable.

@@ -27,13 +27,13 @@ Key = Any
 
 @runtime_checkable
 class Indexable(Protocol):
-  """It is anything that can be indexed by square brackets."""
+  """Is anything that can be indexed by square brackets."""
 
   def __getitem__(self, key) -> Any: ...
 
 
 class AccessType(enum.Enum):
-  """It says how a child is reached: by `[key]` or by `.key`."""
+  """Says how a child is reached: by `[key]` or by `.key`."""
 
   ITEM = enum.auto()
   ATTR = enum.auto()
@@ -41,7 +41,7 @@ class AccessType(enum.Enum):
 
 @dataclasses.dataclass
 class ParentKey(Generic[_A]):
-  """It says which child of which cursor a cursor is.
+  """Says which child of which cursor a cursor is.
 
   Attributes:
     parent: the cursor above.
@@ -55,7 +55,7 @@ class ParentKey(Generic[_A]):
 
 
 def is_named_tuple(obj):
-  """It says whether an object is a NamedTuple.
+  """Says whether an object is a NamedTuple.
 
   Args:
     obj: any object.
@@ -69,7 +69,7 @@ def is_named_tuple(obj):
 
 
 def _children(obj) -> Iterator[tuple[Key, AccessType, Any]]:
-  """It yields key, way of access and value of each child of an object."""
+  """Yields key, way of access and value of each child of an object."""
   if isinstance(obj, (FrozenDict, dict)):
     for key, value in obj.items():
       yield key, AccessType.ITEM, value
@@ -86,7 +86,7 @@ def _children(obj) -> Iterator[tuple[Key, AccessType, Any]]:
 
 
 def _traverse_tree(path, obj, *, update_fn=None, cond_fn=None):
-  """It yields what is found in a structure by one of two functions.
+  """Yields what is found in a structure by one of two functions.
 
   Where something is found it goes no deeper. The object that it starts from,
   if its path is empty, is not given to the function.
@@ -123,7 +123,7 @@ def _traverse_tree(path, obj, *, update_fn=None, cond_fn=None):
 
 
 def _with_changes(obj, changes) -> Any:
-  """It returns a copy of an object in which children are replaced."""
+  """Returns a copy of an object in which children are replaced."""
   if isinstance(obj, FrozenDict):
     return obj.copy(changes)
   if is_named_tuple(obj):
@@ -152,7 +152,7 @@ def _reflected(function) -> Any:
 
 
 class Cursor(Generic[_A]):
-  """It points to a place in a structure, and remembers changes below it.
+  """Points to a place in a structure, and remembers changes below it.
 
   Make one by `cursor(obj)`. In expressions it acts as the object that it
   points to: it can be added, compared, measured by `len`; the result is not a
@@ -223,7 +223,7 @@ class Cursor(Generic[_A]):
     self._child(name, AccessType.ATTR, value)
 
   def set(self, value) -> _A:
-    """It returns a copy of the whole structure with a value at this place.
+    """Returns a copy of the whole structure with a value at this place.
 
     Changes recorded elsewhere in the structure are in the copy as well.
 
@@ -245,7 +245,7 @@ class Cursor(Generic[_A]):
     return parent._root.build()
 
   def build(self) -> _A:
-    """It returns a copy of the object with the changes recorded below it.
+    """Returns a copy of the object with the changes recorded below it.
 
     Returns:
       The copy; what is not changed is shared with the original.
@@ -271,7 +271,7 @@ class Cursor(Generic[_A]):
     self,
     update_fn: Callable[[str, Any], Any],
   ) -> 'Cursor[_A]':
-    """It records the changes that a function makes anywhere in the structure.
+    """Records the changes that a function makes anywhere in the structure.
 
     The function is asked from the top down, beginning with the children. Where
     it returns another object than it was given, that is the change, and the
@@ -302,7 +302,7 @@ class Cursor(Generic[_A]):
     return self
 
   def find(self, cond_fn: Callable[[str, Any], bool]) -> 'Cursor[_A]':
-    """It returns the cursor of the one place that meets a condition.
+    """Returns the cursor of the one place that meets a condition.
 
     Args:
       cond_fn: a function of a path, keys joined by '/', and the value there,
@@ -330,7 +330,7 @@ class Cursor(Generic[_A]):
   def find_all(
     self, cond_fn: Callable[[str, Any], bool]
   ) -> Generator['Cursor[_A]', None, None]:
-    """It yields the cursors of all places that meet a condition.
+    """Yields the cursors of all places that meet a condition.
 
     Args:
       cond_fn: a function of a path, keys joined by '/', and the value there,
@@ -447,7 +447,7 @@ class Cursor(Generic[_A]):
 
 
 def cursor(obj: _A) -> Cursor[_A]:
-  """It returns a cursor that points to an object.
+  """Returns a cursor that points to an object.
 
   Changes are made by `set`, which returns the changed copy at once; by
   assignments, or by `apply_update`, and then `build`. The children of a list or

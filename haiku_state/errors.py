@@ -1,31 +1,35 @@
 """The errors of haiku_state: what was written, why it fails, what to write.
 
-Every class here has a home on the documentation page that its message links
-to. The words of the messages are Flax's, so that programs and tests which
-match on them keep working; the explanations are below.
+A message ends with the dotted name of its class, by which `haiku-state explain`
+prints the lesson below. The words of the messages are Flax's, so that programs
+and tests which match on them keep working.
 
 A class is made only for a mistake that needs more than a line to explain. Its
 docstring says what you wrote, why that cannot work, and what to write instead.
 """
 
-_PAGE = 'https://haiku-state.readthedocs.io/en/latest/errors.html'
+import re
+
+# A message that was finished before, as when an error is raised again from its
+# own text.
+_IS_FINISHED = re.compile(r' \((?:\w+\.)+\w+\)\Z')
 
 
 def _restore(cls, message):
-  """It makes an error of class `cls` from a finished message."""
+  """Makes an error of class `cls` from a finished message."""
   error = cls.__new__(cls)
   Exception.__init__(error, message)
   return error
 
 
 class FlaxError(Exception):
-  """It is the base class of all errors below.
+  """The base class of all errors below.
 
-  Catch it to catch any of them. A class of your own that derives from it gets
-  a link to its name on the same page.
+  Catch it to catch any of them. The message of a class of your own that derives
+  from it ends with its name, too.
 
   Args:
-    message: what went wrong. A message that already holds the link, as when
+    message: what went wrong. A message that already ends with a name, as when
       an error is raised again from its own text, is left alone.
 
   Example:
@@ -38,9 +42,9 @@ class FlaxError(Exception):
   """
 
   def __init__(self, message):
-    if _PAGE not in message:
+    if not _IS_FINISHED.search(message):
       cls = type(self)
-      message = f'{message} ({_PAGE}#{cls.__module__}.{cls.__name__})'
+      message = f'{message} ({cls.__module__}.{cls.__name__})'
     super().__init__(message)
 
   def __reduce__(self):
@@ -53,7 +57,7 @@ class FlaxError(Exception):
 
 
 class TraceContextError(FlaxError):
-  """It says that a value was used under another JAX trace than it belongs to.
+  """A value was used under another JAX trace than it belongs to.
 
   An object that holds traced values was made at one level of `jax.jit`,
   `jax.vmap` or `jax.grad` and changed at another. Its values would leak out of
@@ -70,7 +74,7 @@ class TraceContextError(FlaxError):
 
 
 class LazyInitError(FlaxError):
-  """It says that `lazy_init` met a value that depends on a missing input.
+  """`lazy_init` met a value that depends on a missing input.
 
   You gave an input as a `jax.ShapeDtypeStruct`, a shape without data, and an
   initializer needed the data. Pass a real array for each input on which the
@@ -101,7 +105,7 @@ class LazyInitError(FlaxError):
 
 
 class InvalidRngError(FlaxError):
-  """It says that a key is missing, of the wrong kind, or cannot be drawn.
+  """A key is missing, of the wrong kind, or cannot be drawn.
 
   Either a module asked for a stream (`self.make_rng('dropout')`, often inside
   a layer) for which `init` or `apply` got no key, or what was passed as
@@ -124,7 +128,7 @@ class InvalidRngError(FlaxError):
 
 
 class ApplyScopeInvalidVariablesTypeError(FlaxError):
-  """It says that the variables given to `apply` are not a dict of collections.
+  """The variables given to `apply` are not a dict of collections.
 
   You passed something else, often the arguments in another order, or a dict
   whose keys are not strings. The first argument is `{collection: {name: ...}}`.
@@ -148,7 +152,7 @@ class ApplyScopeInvalidVariablesTypeError(FlaxError):
 
 
 class ApplyScopeInvalidVariablesStructureError(FlaxError):
-  """It says that the variables given to `apply` hold `params` inside `params`.
+  """The variables given to `apply` hold `params` inside `params`.
 
   You wrapped a dict that already is `{'params': ...}` in another one, so no
   module would find its parameters. Pass it as it is.
@@ -175,7 +179,7 @@ class ApplyScopeInvalidVariablesStructureError(FlaxError):
 
 
 class ScopeParamNotFoundError(FlaxError):
-  """It says that a parameter is not among the variables that were given.
+  """A parameter is not among the variables that were given.
 
   You called `apply` with variables of another model, or with only a part of
   them, or the model makes other submodules now than it did at `init`.
@@ -198,7 +202,7 @@ class ScopeParamNotFoundError(FlaxError):
 
 
 class ScopeCollectionNotFound(FlaxError):
-  """It says that a variable was wanted from a collection that was not given.
+  """A variable was wanted from a collection that was not given.
 
   The collection is missing from the variables passed to `apply`, or empty, and
   it is not mutable, so it cannot be filled. Pass it along with the parameters,
@@ -223,7 +227,7 @@ class ScopeCollectionNotFound(FlaxError):
 
 
 class ScopeParamShapeError(FlaxError):
-  """It says that a parameter has another shape than the model gives it.
+  """A parameter has another shape than the model gives it.
 
   The parameters were made for an input, or for a number of features, other
   than those of this call. Give an input of the shape seen at `init`, or make
@@ -248,7 +252,7 @@ class ScopeParamShapeError(FlaxError):
 
 
 class ScopeVariableNotFoundError(FlaxError):
-  """It says that a variable was read that nobody has made.
+  """A variable was read that nobody has made.
 
   The collection is there, but holds no variable of that name in this module.
   Check the name, or give an initial value where it is declared.
@@ -274,7 +278,7 @@ class ScopeVariableNotFoundError(FlaxError):
 
 
 class InvalidFilterError(FlaxError):
-  """It says that something is not a filter of collections or streams.
+  """Something is not a filter of collections or streams.
 
   A filter is a bool (all or none), a string (that one), a container of
   strings (those), or a `DenyList` of any of them (all but those).
@@ -295,7 +299,7 @@ class InvalidFilterError(FlaxError):
 
 
 class InvalidScopeError(FlaxError):
-  """It says that a scope was used after the run to which it belonged.
+  """A scope was used after the run to which it belonged.
 
   You kept a scope, or a module bound to one, beyond the `init`, `apply` or
   lifted transform that made it. Return values, not scopes; or use `bind` for
@@ -317,7 +321,7 @@ class InvalidScopeError(FlaxError):
 
 
 class ModifyScopeVariableError(FlaxError):
-  """It says that a variable was set whose collection is not mutable.
+  """A variable was set whose collection is not mutable.
 
   By default `apply` changes nothing and returns the output alone. Name the
   collections that it may change; they come back beside the output.
@@ -342,7 +346,7 @@ class ModifyScopeVariableError(FlaxError):
 
 
 class ImmutableVariableError(FlaxError):
-  """It says that a variable was set that can no longer be changed.
+  """A variable was set that can no longer be changed.
 
   A lifted transform passes some variables in only to be read. Declare, in the
   transform, the collection as one that comes out as well.
@@ -368,7 +372,7 @@ class ImmutableVariableError(FlaxError):
 
 
 class JaxTransformError(FlaxError):
-  """It says that a JAX transform was put around a module that is in a run.
+  """A JAX transform was put around a module that is in a run.
 
   `jax.jit`, `jax.grad`, `jax.vmap` and the like want pure functions, and a
   bound module changes the variables and the keys of its run. Use the lifted
@@ -395,7 +399,7 @@ class JaxTransformError(FlaxError):
 
 
 class PartitioningUnspecifiedError(FlaxError):
-  """It says that a transform adds an axis to `Partitioned` without its name.
+  """A transform adds an axis to `Partitioned` without its name.
 
   `nn.vmap` and `nn.scan` add an axis to the variables of their body. Variables
   boxed by `nn.with_partitioning` carry a name per axis, so the new one needs a
@@ -426,7 +430,7 @@ class PartitioningUnspecifiedError(FlaxError):
 
 
 class NameInUseError(FlaxError):
-  """It says that a name is taken twice within one module.
+  """A name is taken twice within one module.
 
   Parameters, variables and submodules of a module share one set of names: two
   of them may not be called the same, except that variables of different
@@ -454,7 +458,7 @@ class NameInUseError(FlaxError):
 
 
 class AssignSubModuleError(FlaxError):
-  """It says that a submodule was made in an ordinary method.
+  """A submodule was made in an ordinary method.
 
   Submodules get their names in the order in which they are made, which is
   known only for `setup` and for a method marked `@nn.compact`. Make it there.
@@ -482,7 +486,7 @@ class AssignSubModuleError(FlaxError):
 
 
 class SetAttributeInModuleSetupError(FlaxError):
-  """It says that `setup` assigned to one of the module's own fields.
+  """`setup` assigned to one of the module's own fields.
 
   The fields are what the module was made with, and stay so, as equality,
   hashing and `clone` rest on them. Assign to a new attribute.
@@ -508,7 +512,7 @@ class SetAttributeInModuleSetupError(FlaxError):
 
 
 class SetAttributeFrozenModuleError(FlaxError):
-  """It says that an attribute was set on a module outside `setup`.
+  """An attribute was set on a module outside `setup`.
 
   A module describes a computation and is not changed by it. What changes from
   call to call is a variable; what differs between two modules is a field, set
@@ -530,7 +534,7 @@ class SetAttributeFrozenModuleError(FlaxError):
 
 
 class MultipleMethodsCompactError(FlaxError):
-  """It says that two methods of one class are marked `@nn.compact`.
+  """Two methods of one class are marked `@nn.compact`.
 
   A compact method names what it makes by counting, and two of them would count
   to the same names. Keep one, and make in `setup` what several methods use.
@@ -557,7 +561,7 @@ class MultipleMethodsCompactError(FlaxError):
 
 
 class ReservedModuleAttributeError(FlaxError):
-  """It says that a module class declares a field `parent` or `name`.
+  """A module class declares a field `parent` or `name`.
 
   Every module has these two already. Call yours something else.
 
@@ -576,7 +580,7 @@ class ReservedModuleAttributeError(FlaxError):
 
 
 class ApplyModuleInvalidMethodError(FlaxError):
-  """It says that `method=` is nothing that can be run on the module.
+  """`method=` is nothing that can be run on the module.
 
   It may be the name of a method or of a submodule, a method of the class, or a
   function whose first argument is the module.
@@ -599,7 +603,7 @@ class ApplyModuleInvalidMethodError(FlaxError):
 
 
 class CallCompactUnboundModuleError(FlaxError):
-  """It says that a module was called outside any run.
+  """A module was called outside any run.
 
   A module made by itself has no variables. `init` makes them, `apply` runs the
   module with them, and `bind` gives a module that holds them. (Within
@@ -620,7 +624,7 @@ class CallCompactUnboundModuleError(FlaxError):
 
 
 class CallSetupUnboundModuleError(FlaxError):
-  """It says that `setup` was called by hand.
+  """`setup` was called by hand.
 
   `setup` runs by itself, once a bound module is first used. To reach what it
   makes, bind the module.
@@ -646,7 +650,7 @@ class CallSetupUnboundModuleError(FlaxError):
 
 
 class CallUnbindOnUnboundModuleError(FlaxError):
-  """It says that `unbind` was called on a module that holds no variables.
+  """`unbind` was called on a module that holds no variables.
 
   `unbind` takes a bound module apart into a module and its variables. A module
   that was never bound is already apart.
@@ -667,7 +671,7 @@ class CallUnbindOnUnboundModuleError(FlaxError):
 
 
 class CallShareScopeOnUnboundModuleError(FlaxError):
-  """It says that `nn.share_scope` was called with a module that is not bound.
+  """`nn.share_scope` was called with a module that is not bound.
 
   Sharing joins the names and variables of two modules, which they have only in
   a run. Call it in `setup`, on the module itself and a submodule.
@@ -692,7 +696,7 @@ class CallShareScopeOnUnboundModuleError(FlaxError):
 
 
 class InvalidInstanceModuleError(FlaxError):
-  """It says that `init` or `apply` was called on a class, not on a module.
+  """`init` or `apply` was called on a class, not on a module.
 
   `Model.init(key, x)` takes the key for the module. Make one first.
 
@@ -713,7 +717,7 @@ class InvalidInstanceModuleError(FlaxError):
 
 
 class IncorrectPostInitOverrideError(FlaxError):
-  """It says that `__post_init__` was overridden without calling the original.
+  """`__post_init__` was overridden without calling the original.
 
   The original registers the module with its parent. Call it, after setting
   the fields that you compute.
@@ -737,7 +741,7 @@ class IncorrectPostInitOverrideError(FlaxError):
 
 
 class DescriptorAttributeError(FlaxError):
-  """It says that a property of a module raised an AttributeError.
+  """A property of a module raised an AttributeError.
 
   Python would answer with "no attribute" for the property itself, which is
   there, and hide the attribute that is not. The cause is printed above: define
@@ -768,7 +772,7 @@ class DescriptorAttributeError(FlaxError):
 
 
 class InvalidCheckpointError(FlaxError):
-  """It says that a checkpoint is older than one that is already there.
+  """A checkpoint is older than one that is already there.
 
   Steps go up; saving step 1 after step 2 would make it the latest by time and
   not by number. Save a later step, or pass `overwrite=True`, which deletes the
@@ -793,7 +797,7 @@ class InvalidCheckpointError(FlaxError):
 
 
 class MPACheckpointingRequiredError(FlaxError):
-  """It says that an array spread over several processes cannot be saved so.
+  """An array spread over several processes cannot be saved so.
 
   No single process holds all of it. Let every process call
   `save_checkpoint_multiprocess` with a manager that writes the parts, or
@@ -816,7 +820,7 @@ class MPACheckpointingRequiredError(FlaxError):
 
 
 class MPARestoreTargetRequiredError(FlaxError):
-  """It says that a checkpoint of multiprocess arrays needs a target.
+  """A checkpoint of multiprocess arrays needs a target.
 
   The file knows the numbers, not on which devices they belong. Pass, as
   `target`, a tree with arrays placed as the restored ones should be.
@@ -844,7 +848,7 @@ class MPARestoreTargetRequiredError(FlaxError):
 
 
 class MPARestoreDataCorruptedError(FlaxError):
-  """It says that the save of a multiprocess array was not finished.
+  """The save of a multiprocess array was not finished.
 
   The file that is written last, once all processes are done, is missing.
   Restore an earlier step.
@@ -872,7 +876,7 @@ class MPARestoreDataCorruptedError(FlaxError):
 
 
 class TransformedMethodReturnValueError(FlaxError):
-  """It says that a lifted transform returned a module or a variable.
+  """A lifted transform returned a module or a variable.
 
   Only values can come out of a transform: a module is bound to the run inside
   of it. Return what the module computes.
@@ -899,7 +903,7 @@ class TransformedMethodReturnValueError(FlaxError):
 
 
 class TransformTargetError(FlaxError):
-  """It says that a lifted transform was put around something it cannot lift.
+  """A lifted transform was put around something it cannot lift.
 
   It takes a module class, giving a class, or a function whose first argument
   is a module. You passed, most often, a module: transform its class, or a
@@ -930,7 +934,7 @@ class TransformTargetError(FlaxError):
 
 
 class AlreadyExistsError(FlaxError):
-  """It says that a file is there already and would be overwritten.
+  """A file is there already and would be overwritten.
 
   Write to another path, or allow it with `overwrite=True`.
 
@@ -955,7 +959,7 @@ class AlreadyExistsError(FlaxError):
 
 
 class CursorFindError(FlaxError):
-  """It says that `Cursor.find` did not find exactly one object.
+  """`Cursor.find` did not find exactly one object.
 
   None, or more than one, meets the condition. Narrow it down, or use
   `find_all` to have each of them.
@@ -982,7 +986,7 @@ class CursorFindError(FlaxError):
 
 
 class TraverseTreeError(FlaxError):
-  """It says that a traversal was to update and to search at once, or neither.
+  """A traversal was to update and to search at once, or neither.
 
   `Cursor.apply_update` needs its `update_fn`, `Cursor.find` and
   `Cursor.find_all` need their `cond_fn`. Pass a function, not None.

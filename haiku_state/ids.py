@@ -9,7 +9,7 @@ import threading
 
 
 class UUIDManager:
-  """It gives out ids, each one once, to all threads.
+  """Gives out ids, each one once, to all threads.
 
   Example:
     >>> from haiku_state.ids import uuid
@@ -31,7 +31,7 @@ uuid = UUIDManager()
 
 
 class FlaxId:
-  """It is an id. A copy of it is a new id, as the object copied is a new one.
+  """An id. A copy of it is a new id, as the object copied is a new one.
 
   Args:
     rawid: a number.

@@ -20,7 +20,7 @@ from haiku_state import errors
 
 
 class BackendMode(enum.Enum):
-  """It names who does the file operations."""
+  """Names who does the file operations."""
 
   DEFAULT = 0
   TF = 1
@@ -62,7 +62,7 @@ def __getattr__(name):
 
 @contextlib.contextmanager
 def override_mode(override: BackendMode):
-  """It is a context in which the file operations are done by `override`.
+  """A context in which the file operations are done by `override`.
 
   Args:
     override: the mode inside the context. The one before it returns after.
@@ -82,13 +82,13 @@ def override_mode(override: BackendMode):
 
 
 def set_mode(override: BackendMode):
-  """It lets all file operations from now on be done by `override`."""
+  """Lets all file operations from now on be done by `override`."""
   global io_mode
   io_mode = override
 
 
 def _by(default, tf):
-  """It returns the function of the current mode; `tf` takes gfile."""
+  """Returns the function of the current mode; `tf` takes gfile."""
   if io_mode == BackendMode.DEFAULT:
     return default
   if io_mode == BackendMode.TF:
@@ -97,7 +97,7 @@ def _by(default, tf):
 
 
 def GFile(name, mode):
-  """It opens the file `name`; text is UTF-8."""
+  """Opens the file `name`; text is UTF-8."""
   return _by(_open, lambda gfile: gfile.GFile)(name, mode)
 
 
@@ -106,7 +106,7 @@ def _open(name, mode):
 
 
 def listdir(path):
-  """It returns the names of what is in the directory `path`.
+  """Returns the names of what is in the directory `path`.
 
   Raises:
     NotFoundError: `path` does not exist.
@@ -115,12 +115,12 @@ def listdir(path):
 
 
 def isdir(path):
-  """It says whether `path` is a directory."""
+  """Says whether `path` is a directory."""
   return _by(os.path.isdir, lambda gfile: gfile.isdir)(path)
 
 
 def copy(src, dst, overwrite=False):
-  """It copies the file `src` to `dst`.
+  """Copies the file `src` to `dst`.
 
   Raises:
     AlreadyExistsError: `dst` exists and `overwrite` is false.
@@ -134,7 +134,7 @@ def _copy(src, dst, overwrite):
 
 
 def rename(src, dst, overwrite=False):
-  """It renames `src` to `dst`, in one step on a local disk.
+  """Renames `src` to `dst`, in one step on a local disk.
 
   Raises:
     AlreadyExistsError: `dst` exists and `overwrite` is false.
@@ -154,12 +154,12 @@ def _refuse_existing(path, overwrite):
 
 
 def exists(path):
-  """It says whether there is a file or directory at `path`."""
+  """Says whether there is a file or directory at `path`."""
   return _by(os.path.exists, lambda gfile: gfile.exists)(path)
 
 
 def makedirs(path):
-  """It makes the directory `path` and those above it, where missing."""
+  """Makes the directory `path` and those above it, where missing."""
   return _by(_makedirs, lambda gfile: gfile.makedirs)(path)
 
 
@@ -168,7 +168,7 @@ def _makedirs(path):
 
 
 def glob(pattern):
-  """It returns the paths that match `pattern`, without trailing slashes."""
+  """Returns the paths that match `pattern`, without trailing slashes."""
   return _by(_glob_local, lambda gfile: gfile.glob)(pattern)
 
 
@@ -177,17 +177,17 @@ def _glob_local(pattern):
 
 
 def remove(path):
-  """It removes the file `path`; for a directory see `rmtree`."""
+  """Removes the file `path`; for a directory see `rmtree`."""
   return _by(os.remove, lambda gfile: gfile.remove)(path)
 
 
 def rmtree(path):
-  """It removes the directory `path` with all that is in it."""
+  """Removes the directory `path` with all that is in it."""
   return _by(shutil.rmtree, lambda gfile: gfile.rmtree)(path)
 
 
 def getsize(path):
-  """It returns the size of the file `path` in bytes."""
+  """Returns the size of the file `path` in bytes."""
   return _by(os.path.getsize, lambda gfile: lambda p: gfile.stat(p).length)(
     path
   )

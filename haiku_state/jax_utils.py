@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 
 def replicate(tree, devices=None, axis_name='_device_put_sharded'):
-  """It copies each array to several devices.
+  """Copies each array to several devices.
 
   Args:
     tree: a pytree of arrays or numbers.
@@ -52,7 +52,7 @@ def _one_slice_each(devices, axis_name):
 
 
 def unreplicate(tree):
-  """It takes one copy of arrays that `replicate` or `jax.pmap` made.
+  """Takes one copy of arrays that `replicate` or `jax.pmap` made.
 
   Args:
     tree: a pytree of arrays [devices, ...].
@@ -80,13 +80,13 @@ def _first_copy(x):
 
 
 def pmean(xs, axis_name):
-  """It is `jax.lax.pmean`. Deprecated."""
+  """Is `jax.lax.pmean`. Deprecated."""
   warnings.warn('use jax.lax.pmean instead', DeprecationWarning, stacklevel=2)
   return lax.pmean(xs, axis_name)
 
 
 def partial_eval_by_shape(fn, input_spec, *args, **kwargs):
-  """It calls `fn` on inputs of which only shape and dtype are known.
+  """Calls `fn` on inputs of which only shape and dtype are known.
 
   Other than with `jax.eval_shape`, an output that does not depend on the
   inputs is computed: this is how variables are initialized without data.
@@ -147,7 +147,7 @@ def _parse_spec(spec):
 def prefetch_to_device(
   iterator, size, devices=None, axis_name='_device_put_sharded'
 ):
-  """It puts batches onto the devices before they are needed.
+  """Puts batches onto the devices before they are needed.
 
   On GPUs this overlaps the transfer of the next batch with the current step.
 
@@ -189,7 +189,7 @@ def prefetch_to_device(
 
 
 def scan_in_dim(body_fn, init, xs, axis=(0,), unroll=(1,), keepdims=False):
-  """It is `jax.lax.scan` over any dimensions of the inputs.
+  """Is `jax.lax.scan` over any dimensions of the inputs.
 
   Args:
     body_fn: a function `(carry, x) -> (carry, y)`.
@@ -241,7 +241,7 @@ def scan_in_dim(body_fn, init, xs, axis=(0,), unroll=(1,), keepdims=False):
 
 
 def _nested_scan(body, init, xs, unroll):
-  """It scans over as many leading dimensions as `unroll` has entries."""
+  """Scans over as many leading dimensions as `unroll` has entries."""
   outer, *inner = unroll
   if not inner:
     return lax.scan(body, init, xs, unroll=outer)
@@ -256,7 +256,7 @@ def _nested_scan(body, init, xs, unroll):
 def pad_shard_unpad(
   wrapped, static_argnums=(0,), static_argnames=(), static_return=False
 ):
-  """It lets a function over devices take a batch of any size.
+  """Lets a function over devices take a batch of any size.
 
   The arguments are padded with zeros to a multiple of the number of local
   devices and reshaped to [devices, batch per device, ...]; the results are

@@ -7,11 +7,11 @@ are exchanged with Flax in both directions.
 
 A state dict holds no classes and no code. What is read back takes its
 structure from a *target*, an object of the kind that was saved, so bytes of
-unknown origin can give wrong values or a ``ValueError``, never more.
+unknown origin can give wrong values or a `ValueError`, never more.
 
-``to_state_dict`` and ``from_state_dict`` need nothing but JAX. The functions
+`to_state_dict` and `from_state_dict` need nothing but JAX. The functions
 that make or read bytes need MessagePack:
-``pip install 'haiku_state[serialization]'``.
+`pip install 'haiku_state[serialization]'`.
 
 See https://flax.readthedocs.io/en/latest/api_reference/flax.serialization.html
 and https://github.com/msgpack/msgpack/blob/master/spec.md.
@@ -80,11 +80,11 @@ _path = _Path()
 
 
 def current_path() -> str:
-  """It returns the path that is being restored, for messages of errors.
+  """Returns the path that is being restored, for messages of errors.
 
   Returns:
-    The names from the root, joined by ``/``, beginning with the name given to
-    the outermost ``from_state_dict`` (``.`` by default); ``''`` when nothing is
+    The names from the root, joined by `/`, beginning with the name given to
+    the outermost `from_state_dict` (`.` by default); `''` when nothing is
     being restored.
 
   >>> current_path()
@@ -99,19 +99,19 @@ def register_serialization_state(
   ty_from_state_dict: Callable[[Any, Any], Any],
   override: bool = False,
 ) -> None:
-  """It registers how objects of a type are written and read.
+  """Registers how objects of a type are written and read.
 
   Only objects of exactly this type are meant, not those of subclasses.
 
   Args:
     ty: the type.
     ty_to_state_dict: a function of an object that returns its state dict.
-    ty_from_state_dict: a function ``(target, state)`` that returns a copy of
+    ty_from_state_dict: a function `(target, state)` that returns a copy of
       the target which has the given state.
     override: whether functions registered before are replaced.
 
   Raises:
-    ValueError: the type is registered already and ``override`` is False.
+    ValueError: the type is registered already and `override` is False.
 
   >>> class Meter:
   ...   def __init__(self, total):
@@ -132,7 +132,7 @@ def register_serialization_state(
 
 
 def is_serializable(target: Any) -> bool:
-  """It says whether a type, or the type of an object, is registered.
+  """Says whether a type, or the type of an object, is registered.
 
   Args:
     target: a type or an object.
@@ -148,11 +148,11 @@ def is_serializable(target: Any) -> bool:
 
 
 def to_state_dict(target: Any) -> Any:
-  """It returns the state dict of an object.
+  """Returns the state dict of an object.
 
   Args:
     target: any object. Dicts, lists, tuples, NamedTuples, FrozenDicts, the
-      classes of ``haiku_state.struct`` and every registered type become dicts
+      classes of `haiku_state.struct` and every registered type become dicts
       with string keys; anything else is a leaf and is returned as it is.
 
   Returns:
@@ -178,12 +178,12 @@ def to_state_dict(target: Any) -> Any:
 
 
 def from_state_dict(target: Any, state: Any, name: str = '.') -> Any:
-  """It returns a copy of a target that has the values of a state dict.
+  """Returns a copy of a target that has the values of a state dict.
 
   Args:
     target: an object with the structure of the result. The values of its
       leaves are not used; neither are their shapes, which are not checked.
-    state: a state dict as ``to_state_dict`` returns it.
+    state: a state dict as `to_state_dict` returns it.
     name: the name of the target in the paths of error messages.
 
   Returns:
@@ -217,7 +217,7 @@ def _is_namedtuple(x: Any) -> bool:
 
 
 def _check_is_mapping(state: Any, kind: str) -> None:
-  """It raises ValueError unless a state is a mapping (a dict, a FrozenDict)."""
+  """Raises ValueError unless a state is a mapping (a dict, a FrozenDict)."""
   if not isinstance(state, Mapping):
     raise ValueError(
       f'Expected a dict as the state of {kind}, got {type(state).__name__} at'
@@ -352,11 +352,11 @@ register_serialization_state(
 
 
 class _MalformedBytesError(ValueError):
-  """The bytes are not what ``to_bytes`` writes: cut off, damaged, or hostile."""
+  """The bytes are not what `to_bytes` writes: cut off, damaged, or hostile."""
 
 
 def to_bytes(target: Any) -> bytes:
-  """It writes the state dict of an object as MessagePack bytes.
+  """Writes the state dict of an object as MessagePack bytes.
 
   Args:
     target: any object whose state dict has arrays, numbers, strings, bytes,
@@ -368,7 +368,7 @@ def to_bytes(target: Any) -> bytes:
   Raises:
     ImportError: MessagePack is not installed.
     TypeError: a leaf is of a type that cannot be written; a typed PRNG key,
-      for instance, of which ``jax.random.key_data`` can.
+      for instance, of which `jax.random.key_data` can.
     ValueError: an array of objects, or of structured or raw (void) dtype.
 
   >>> import numpy as np
@@ -379,11 +379,11 @@ def to_bytes(target: Any) -> bytes:
 
 
 def from_bytes(target: Any, encoded_bytes: bytes) -> Any:
-  """It returns a copy of a target that has the values of saved bytes.
+  """Returns a copy of a target that has the values of saved bytes.
 
   Args:
     target: an object with the structure of the one that was saved.
-    encoded_bytes: what ``to_bytes`` returned, here or in Flax.
+    encoded_bytes: what `to_bytes` returned, here or in Flax.
 
   Returns:
     An object with the target's structure and the saved leaves, as (read-only)
@@ -398,10 +398,10 @@ def from_bytes(target: Any, encoded_bytes: bytes) -> Any:
 
 
 def msgpack_serialize(pytree: Any, in_place: bool = False) -> bytes:
-  """It writes a tree of dicts, lists and leaves as MessagePack bytes.
+  """Writes a tree of dicts, lists and leaves as MessagePack bytes.
 
-  Arrays above ``MAX_CHUNK_SIZE`` bytes are written in pieces, where they are
-  values of dicts. Objects of other types are written by ``to_bytes``.
+  Arrays above `MAX_CHUNK_SIZE` bytes are written in pieces, where they are
+  values of dicts. Objects of other types are written by `to_bytes`.
 
   Args:
     pytree: dicts, lists, arrays, numbers, strings, bytes, bools and None.
@@ -428,10 +428,10 @@ def msgpack_serialize(pytree: Any, in_place: bool = False) -> bytes:
 
 
 def msgpack_restore(encoded_pytree: bytes) -> Any:
-  """It reads a tree of dicts, lists and leaves from MessagePack bytes.
+  """Reads a tree of dicts, lists and leaves from MessagePack bytes.
 
   Args:
-    encoded_pytree: what ``msgpack_serialize`` or ``to_bytes`` returned, here
+    encoded_pytree: what `msgpack_serialize` or `to_bytes` returned, here
       or in Flax.
 
   Returns:
@@ -485,7 +485,7 @@ class _Ext(enum.IntEnum):
 
 
 def _ext_pack(x: Any) -> Any:
-  """It encodes what MessagePack itself cannot; the rest it refuses."""
+  """Encodes what MessagePack itself cannot; the rest it refuses."""
   msgpack = _import_msgpack()
   if isinstance(x, (np.ndarray, jax.Array)):
     return msgpack.ExtType(_Ext.NDARRAY, _ndarray_to_bytes(x))
@@ -535,7 +535,7 @@ def _ndarray_from_bytes(data: bytes) -> np.ndarray:
 
 
 def _dtype_from_name(name: str) -> np.dtype:
-  """It reads the names that NumPy gives to dtypes, and nothing more."""
+  """Reads the names that NumPy gives to dtypes, and nothing more."""
   if not re.fullmatch(r'[a-z][a-z0-9_]*(\[\w+\])?', name):
     raise ValueError(f'a dtype of name {name!r}')
   # NumPy does not read its own names of strings.
@@ -556,7 +556,7 @@ _CHUNKED = '__msgpack_chunked_array__'
 
 
 def _to_numpy_in_place(d: Any) -> Any:
-  """It takes JAX arrays to the host; the value of a dict is replaced there."""
+  """Takes JAX arrays to the host; the value of a dict is replaced there."""
   if isinstance(d, jax.Array):
     return np.asarray(d)
   if isinstance(d, dict):
@@ -566,7 +566,7 @@ def _to_numpy_in_place(d: Any) -> Any:
 
 
 def _chunk_array_leaves_in_place(d: Any) -> Any:
-  """It cuts arrays above the limit; the value of a dict is replaced there."""
+  """Cuts arrays above the limit; the value of a dict is replaced there."""
   if isinstance(d, np.ndarray) and d.nbytes > MAX_CHUNK_SIZE:
     return _chunk(d)
   if isinstance(d, dict):
@@ -576,7 +576,7 @@ def _chunk_array_leaves_in_place(d: Any) -> Any:
 
 
 def _unchunk_array_leaves_in_place(d: Any) -> Any:
-  """It puts arrays together; the value of a dict is replaced there."""
+  """Puts arrays together; the value of a dict is replaced there."""
   if not isinstance(d, dict):
     return d
   if _CHUNKED in d:

@@ -1,8 +1,8 @@
-"""Dataclasses that JAX sees through: ``dataclass``, ``field``, ``PyTreeNode``.
+"""Dataclasses that JAX sees through: `dataclass`, `field`, `PyTreeNode`.
 
 An instance is a pytree whose children are the fields, with their names as key
-paths; fields declared by ``field(pytree_node=False)`` are static: part of the
-tree's structure, compared by ``==`` where JAX compares structures.
+paths; fields declared by `field(pytree_node=False)` are static: part of the
+tree's structure, compared by `==` where JAX compares structures.
 
 See https://flax.readthedocs.io/en/latest/api_reference/flax.struct.html.
 """
@@ -29,17 +29,17 @@ _MARK = '_flax_dataclass'
 def field(
   pytree_node: bool = True, *, metadata: Any = None, **kwargs: Any
 ) -> Any:
-  """It declares a field of a ``dataclass`` or ``PyTreeNode``.
+  """Declares a field of a `dataclass` or `PyTreeNode`.
 
   Args:
     pytree_node: whether the field is a child of the pytree, to be mapped over,
       traced and differentiated. If not, it is static, and should be hashable.
     metadata: a mapping that is kept with the field.
-    **kwargs: as for ``dataclasses.field`` (``default``, ``default_factory``,
-      ``repr``, ``compare``, ``kw_only``, ...).
+    **kwargs: as for `dataclasses.field` (`default`, `default_factory`,
+      `repr`, `compare`, `kw_only`, ...).
 
   Returns:
-    What ``dataclasses.field`` returns.
+    What `dataclasses.field` returns.
 
   >>> import jax
   >>> @dataclass
@@ -66,20 +66,20 @@ def dataclass(**kwargs: Any) -> Callable[[type[_T]], type[_T]]: ...
 
 @dataclass_transform(field_specifiers=(field,), frozen_default=True)
 def dataclass(clz: Any = None, **kwargs: Any) -> Any:
-  """It makes a class a dataclass that is a pytree and can be saved.
+  """Makes a class a dataclass that is a pytree and can be saved.
 
-  Instances are immutable, unless ``frozen=False`` is given; ``replace`` returns
-  a changed copy. ``haiku_state.serialization`` knows the class: the state dict
+  Instances are immutable, unless `frozen=False` is given; `replace` returns
+  a changed copy. `haiku_state.serialization` knows the class: the state dict
   has the fields that are children of the pytree.
 
   Args:
     clz: the class. A class that was made by this function already (itself, not
       by its base) is returned as it is.
-    **kwargs: as for ``dataclasses.dataclass`` (``kw_only``, ``eq``, ``slots``,
-      ...); ``frozen`` is True if it is not given.
+    **kwargs: as for `dataclasses.dataclass` (`kw_only`, `eq`, `slots`,
+      ...); `frozen` is True if it is not given.
 
   Returns:
-    The class; or, without ``clz``, a decorator.
+    The class; or, without `clz`, a decorator.
 
   >>> import jax
   >>> @dataclass
@@ -118,7 +118,7 @@ def _split_fields(data_clz: Any) -> tuple[list[str], list[str]]:
 
 
 def _replace(self: Any, **updates: Any) -> Any:
-  """It returns a copy in which the given fields have the given values."""
+  """Returns a copy in which the given fields have the given values."""
   return dataclasses.replace(self, **updates)
 
 
@@ -132,7 +132,7 @@ def _to_state_dict(children: list[str], x: Any) -> dict[str, Any]:
 
 
 def _from_state_dict(children: list[str], x: Any, state: Any) -> Any:
-  """It reads the fields in order, then refuses what is left."""
+  """Reads the fields in order, then refuses what is left."""
   clz_name = type(x).__name__
   serialization._check_is_mapping(state, clz_name)
   updates = {}
@@ -158,9 +158,9 @@ def _from_state_dict(children: list[str], x: Any, state: Any) -> Any:
 
 @dataclass_transform(field_specifiers=(field,), frozen_default=True)
 class PyTreeNode:
-  """A base class whose subclasses are made by ``dataclass``.
+  """A base class whose subclasses are made by `dataclass`.
 
-  Keyword arguments of the class statement are those of ``dataclass``.
+  Keyword arguments of the class statement are those of `dataclass`.
 
   >>> import jax
   >>> class Stats(PyTreeNode, kw_only=True):

@@ -50,11 +50,11 @@ _hidden = config.flax_filter_frames
 
 
 class UnfilteredStackTrace(Exception):
-  """It carries the whole traceback of an error whose own was shortened."""
+  """Carries the whole traceback of an error whose own was shortened."""
 
 
 def register_exclusion(path):
-  """It names a file, or a folder, whose frames tracebacks leave out.
+  """Names a file, or a folder, whose frames tracebacks leave out.
 
   JAX's records of where an operation comes from leave them out as well.
 
@@ -70,19 +70,19 @@ def register_exclusion(path):
 
 
 def hide_flax_in_tracebacks():
-  """It hides the frames of the registered files, as is the default."""
+  """Hides the frames of the registered files, as is the default."""
   global _hidden
   _hidden = True
 
 
 def show_flax_in_tracebacks():
-  """It shows the frames of the registered files, and still hides JAX's."""
+  """Shows the frames of the registered files, and still hides JAX's."""
   global _hidden
   _hidden = False
 
 
 def api_boundary(fun: _F) -> _F:
-  """It wraps a function below which tracebacks leave out internal frames.
+  """Wraps a function below which tracebacks leave out internal frames.
 
   Of several boundaries on the stack, the outermost does it.
 

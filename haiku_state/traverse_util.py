@@ -1,10 +1,10 @@
 """Nested dicts by path, and traversals: which parts of an object to touch.
 
-``flatten_dict``, ``unflatten_dict`` and ``path_aware_map`` work on nested
+`flatten_dict`, `unflatten_dict` and `path_aware_map` work on nested
 dicts (plain or frozen) by the path of each leaf.
 
-A ``Traversal`` selects parts of an immutable object: ``iterate`` gives them,
-``update`` and ``set`` return a copy of the object in which they are replaced.
+A `Traversal` selects parts of an immutable object: `iterate` gives them,
+`update` and `set` return a copy of the object in which they are replaced.
 Traversals are composed from the identity by method calls, attributes and
 items:
 
@@ -66,12 +66,12 @@ def flatten_dict(
   is_leaf: Callable[[tuple[Any, ...], Any], bool] | None = None,
   sep: str | None = None,
 ) -> dict[Any, Any]:
-  """It returns the leaves of a nested dict by their paths.
+  """Returns the leaves of a nested dict by their paths.
 
   Args:
     xs: a nested dict or FrozenDict.
     keep_empty_nodes: whether an empty dict below the top counts as a leaf, in
-      whose place ``empty_node`` stands. If not, it is left out.
+      whose place `empty_node` stands. If not, it is left out.
     is_leaf: a function of path and dict that says whether the dict is kept
       whole.
     sep: what joins the names of a path to a string. Without it, paths are
@@ -112,14 +112,14 @@ def _leaves(
 def unflatten_dict(
   xs: dict[Any, Any], sep: str | None = None
 ) -> dict[Any, Any]:
-  """It returns the nested dict of leaves given by their paths.
+  """Returns the nested dict of leaves given by their paths.
 
   Args:
-    xs: a dict from paths to leaves; ``empty_node`` stands for an empty dict.
+    xs: a dict from paths to leaves; `empty_node` stands for an empty dict.
     sep: what joins the names of a path, if paths are strings.
 
   Returns:
-    A nested dict: ``unflatten_dict(flatten_dict(d, True)) == d``.
+    A nested dict: `unflatten_dict(flatten_dict(d, True)) == d`.
 
   Raises:
     AssertionError: not a dict.
@@ -142,10 +142,10 @@ def unflatten_dict(
 def path_aware_map(
   f: Callable[[tuple[Any, ...], Any], Any], nested_dict: Any
 ) -> dict[Any, Any]:
-  """It maps a function of path and leaf over a nested dict.
+  """Maps a function of path and leaf over a nested dict.
 
   Args:
-    f: a function ``(path, leaf)``; the path is a tuple of names.
+    f: a function `(path, leaf)`; the path is a tuple of names.
     nested_dict: a nested dict or FrozenDict.
 
   Returns:
@@ -170,12 +170,12 @@ class Traversal(abc.ABC):
   Any other attribute than the methods below, and any item, gives a traversal
   that goes on to that attribute or item of what is selected. Traversals are
   values: two of the same class and contents are equal, so that an optimizer
-  made anew from equal parts does not make ``jax.jit`` trace again.
+  made anew from equal parts does not make `jax.jit` trace again.
   """
 
   @abc.abstractmethod
   def update(self, fn: Callable[[Any], Any], inputs: Any) -> Any:
-    """It returns a copy of an object with a function applied to the parts.
+    """Returns a copy of an object with a function applied to the parts.
 
     Args:
       fn: a function of a selected part that returns what replaces it.
@@ -184,13 +184,13 @@ class Traversal(abc.ABC):
 
   @abc.abstractmethod
   def iterate(self, inputs: Any) -> Iterator[Any]:
-    """It returns an iterator over the selected parts of an object."""
+    """Returns an iterator over the selected parts of an object."""
 
   def set(self, values: Any, inputs: Any) -> Any:
-    """It returns a copy of an object with the selected parts replaced.
+    """Returns a copy of an object with the selected parts replaced.
 
     Args:
-      values: as many values as parts are selected, in the order of ``iterate``.
+      values: as many values as parts are selected, in the order of `iterate`.
       inputs: the object.
 
     Raises:
@@ -212,23 +212,23 @@ class Traversal(abc.ABC):
     return outputs
 
   def compose(self, other: 'Traversal') -> 'Traversal':
-    """It selects, of each part selected by this, what ``other`` selects."""
+    """Selects, of each part selected by this, what `other` selects."""
     return TraverseCompose(self, other)
 
   def merge(self, *traversals: 'Traversal') -> 'Traversal':
-    """It selects, of each part, what any of the traversals selects."""
+    """Selects, of each part, what any of the traversals selects."""
     return self.compose(TraverseMerge(*traversals))
 
   def each(self) -> 'Traversal':
-    """It selects each item of each part (a list, a tuple or a dict)."""
+    """Selects each item of each part (a list, a tuple or a dict)."""
     return self.compose(TraverseEach())
 
   def tree(self) -> 'Traversal':
-    """It selects each leaf of each part (a pytree)."""
+    """Selects each leaf of each part (a pytree)."""
     return self.compose(TraverseTree())
 
   def filter(self, fn: Callable[[Any], bool]) -> 'Traversal':
-    """It selects the parts of which a function is true."""
+    """Selects the parts of which a function is true."""
     return self.compose(TraverseFilter(fn))
 
   def __getattr__(self, attr: str) -> 'Traversal':
@@ -435,11 +435,11 @@ class ModelParamTraversal(Traversal):
   """
 
   def __init__(self, filter_fn: Callable[[str, Any], bool]):
-    """It takes the function that selects.
+    """Takes the function that selects.
 
     Args:
       filter_fn: a function of path and leaf that says whether the leaf is
-        selected. A path is a string such as ``'/module/submodule/kernel'``.
+        selected. A path is a string such as `'/module/submodule/kernel'`.
     """
     self._filter_fn = filter_fn
 

@@ -46,13 +46,13 @@ PRNGFoldable = Union[int, str]
 
 
 class Key(Hashable, Protocol):
-  """It is a key of a tree: hashable, and with an order."""
+  """A key of a tree: hashable, and with an order."""
 
   def __lt__(self: _T, value: _T, /) -> bool: ...
 
 
 def is_key_like(x: Any) -> TypeGuard[Key]:
-  """It says whether a value may be a key of a tree.
+  """Says whether a value may be a key of a tree.
 
   Args:
     x: any value.
@@ -91,7 +91,7 @@ Initializer = Union[jax.nn.initializers.Initializer, Callable[..., Any]]
 
 
 class PromoteDtypeFn(Protocol):
-  """It is a function that brings several arrays to one dtype."""
+  """A function that brings several arrays to one dtype."""
 
   def __call__(
     self, args: _Tuple, /, *, dtype: Any = None, inexact: bool = True
@@ -127,7 +127,7 @@ else:
 
 @dataclasses.dataclass(frozen=True)
 class In(Generic[_T]):
-  """It marks a collection that goes into a transform and does not come out.
+  """Marks a collection that goes into a transform and does not come out.
 
   Attributes:
     axis: the axis along which it goes in.
@@ -138,7 +138,7 @@ class In(Generic[_T]):
 
 @dataclasses.dataclass(frozen=True)
 class Out(Generic[_T]):
-  """It marks a collection that comes out of a transform and does not go in.
+  """Marks a collection that comes out of a transform and does not go in.
 
   Attributes:
     axis: the axis along which it comes out.
@@ -170,7 +170,7 @@ Sharding = tuple[AxisName, ...]
 
 
 class PytreeDeque(deque[_T]):
-  """It is a `collections.deque` that JAX can look into.
+  """A `collections.deque` that JAX can look into.
 
   Example:
     >>> import jax
@@ -192,7 +192,7 @@ jax.tree_util.register_pytree_with_keys(
 
 
 class Missing:
-  """It is the type of `MISSING`."""
+  """The type of `MISSING`."""
 
 
 # Stands for an argument that was not given, where None is one that may be.
@@ -202,14 +202,14 @@ MISSING = Missing()
 
 
 class ShapeDtype(Protocol):
-  """It is anything with a shape and a dtype."""
+  """Is anything with a shape and a dtype."""
 
   shape: Shape
   dtype: Dtype
 
 
 def has_shape_dtype(x: Any) -> TypeGuard[ShapeDtype]:
-  """It says whether a value has a shape and a dtype.
+  """Says whether a value has a shape and a dtype.
 
   Args:
     x: any value.
@@ -230,7 +230,7 @@ def has_shape_dtype(x: Any) -> TypeGuard[ShapeDtype]:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SizeBytes:
-  """It counts elements and bytes, and adds up.
+  """Counts elements and bytes, and adds up.
 
   Attributes:
     size: the number of elements.
@@ -248,7 +248,7 @@ class SizeBytes:
 
   @classmethod
   def from_array(cls, x: ShapeDtype):
-    """It counts one array."""
+    """Counts one array."""
     size = math.prod(x.shape)
     # Some dtypes, such as those of typed keys, are none of numpy's.
     dtype = jnp.dtype(x.dtype) if isinstance(x.dtype, str) else x.dtype
@@ -256,7 +256,7 @@ class SizeBytes:
 
   @classmethod
   def from_any(cls, x):
-    """It counts the arrays among the leaves of a tree."""
+    """Counts the arrays among the leaves of a tree."""
     arrays = filter(has_shape_dtype, jax.tree.leaves(x))
     return sum(map(cls.from_array, arrays), cls(0, 0))
 
@@ -281,7 +281,7 @@ def _in_units(num_bytes):
 
 
 class HashableMapping(Mapping[_HashableK, _HashableV], Hashable):
-  """It is a mapping with a hash, whose keys are strings or whole numbers.
+  """A mapping with a hash, whose keys are strings or whole numbers.
 
   Args:
     mapping: the entries.
@@ -329,12 +329,12 @@ class HashableMapping(Mapping[_HashableK, _HashableV], Hashable):
   def update(
     self, other: Mapping[_HashableK, _HashableV]
   ) -> HashableMapping[_HashableK, _HashableV]:
-    """It returns a new mapping with further or replaced entries."""
+    """Returns a new mapping with further or replaced entries."""
     return HashableMapping({**self._mapping, **other}, copy=False)
 
 
 class BaseConfigContext(abc.ABC):
-  """It sets a value for good, for a `with` block, or for a function's calls.
+  """Sets a value for good, for a `with` block, or for a function's calls.
 
   A subclass says where the stack of values is and what holds when it is empty.
 
@@ -364,12 +364,12 @@ class BaseConfigContext(abc.ABC):
   @classmethod
   @abc.abstractmethod
   def get_default(cls):
-    """It returns the value that holds when none is set."""
+    """Returns the value that holds when none is set."""
 
   @classmethod
   @abc.abstractmethod
   def get_stack(cls) -> list:
-    """It returns the stack of values, a list that is always the same."""
+    """Returns the stack of values, a list that is always the same."""
 
   def __init__(self, value, /):
     stack = self.get_stack()
@@ -379,7 +379,7 @@ class BaseConfigContext(abc.ABC):
 
   @classmethod
   def current_value(cls):
-    """It returns the value that holds now."""
+    """Returns the value that holds now."""
     stack = cls.get_stack()
     return stack[-1] if stack else cls.get_default()
 

@@ -23,7 +23,7 @@ import jax  # noqa: E402
 
 @pytest.fixture(autouse=True)
 def flags_stay():
-  """It puts the flags back that a test, or a document, has changed."""
+  """Puts the flags back that a test, or a document, has changed."""
   from haiku_state.configurations import config
 
   before = dict(config._values)
@@ -41,7 +41,7 @@ resident_when_clean = 0
 
 @pytest.fixture(scope='module', autouse=True)
 def memory_stays():
-  """It drops what JAX has compiled when that has become much."""
+  """Drops what JAX has compiled when that has become much."""
   yield
   global resident_when_clean
   if resident_bytes() > resident_when_clean + MOST_GROWTH:
@@ -52,7 +52,7 @@ def memory_stays():
 
 
 def give_back_memory():
-  """It has the C library give back what is free, which it else may keep."""
+  """Has the C library give back what is free, which it else may keep."""
   try:
     ctypes.CDLL('libc.so.6').malloc_trim(0)
   except (OSError, AttributeError):
@@ -60,7 +60,7 @@ def give_back_memory():
 
 
 def resident_bytes():
-  """It returns the memory that this process uses; 0 where that is not known."""
+  """Returns the memory that this process uses; 0 where that is not known."""
   statm = Path('/proc/self/statm')
   if not statm.exists():
     return 0

@@ -20,7 +20,7 @@ _DIRECTIVE = re.compile(r'^\.\. test(setup|code)::\n((?:[ \t].*\n|\n)+)', re.M)
 
 
 def programs() -> list[list[str]]:
-  """It returns the programs of the document, as lists of blocks.
+  """Returns the programs of the document, as lists of blocks.
 
   A `testsetup` block begins a program, `testcode` blocks go on with it.
   """
@@ -33,7 +33,7 @@ def programs() -> list[list[str]]:
 
 
 def ported(block: str, lines: dict[str, str]) -> str:
-  """It returns a block with some of its lines replaced."""
+  """Returns a block with some of its lines replaced."""
   return '\n'.join(lines.get(line, line) for line in block.split('\n'))
 
 
@@ -42,7 +42,7 @@ def run(
   lines: dict[str, str] = IMPORT_LINES,
   namespace: dict | None = None,
 ) -> dict:
-  """It runs blocks one after the other and returns their namespace."""
+  """Runs blocks one after the other and returns their namespace."""
   if namespace is None:
     namespace = {'__name__': 'document'}
   for number, block in enumerate(blocks):

@@ -36,7 +36,7 @@ MLP = document.run(_NO_AXIS[:2])['MLP']
 
 
 class HaikuInside(nn.Module):
-  """It has Haiku modules, one of them with state, between its own layers."""
+  """Has Haiku modules, one of them with state, between its own layers."""
 
   @nn.compact
   def __call__(self, x):
@@ -94,7 +94,7 @@ def twice(step, v, x):
 
 
 def each(step, v, xs):
-  """It calls the model on one batch after the other."""
+  """Calls the model on one batch after the other."""
   ys = []
   for x in xs:
     y, v = step(v, x)

@@ -31,7 +31,7 @@ class Programs(list):
     return program
 
   def parametrize(self):
-    """It returns the mark that runs a test over all programs."""
+    """Returns the mark that runs a test over all programs."""
     return pytest.mark.parametrize('program', self, ids=lambda p: p.__name__)
 
 
@@ -44,7 +44,7 @@ class Raised:
 
 
 def attempt(fn, *args, **kwargs):
-  """It returns what the call returns, or the error that it raises."""
+  """Returns what the call returns, or the error that it raises."""
   try:
     return fn(*args, **kwargs)
   except Exception as e:
@@ -52,14 +52,14 @@ def attempt(fn, *args, **kwargs):
 
 
 def plain_text(text):
-  """It takes out what must differ: links, the package's name, addresses."""
+  """Takes out what must differ: links, the package's name, addresses."""
   text = re.sub(r' ?\(https://[^)]*\)', '', text)
   text = re.sub(r'\b(haiku_state|flax)\b', 'PACKAGE', text)
   return re.sub(r'0x[0-9a-f]{6,}', '0xADDRESS', text)
 
 
 def plain(x):
-  """It returns a value in which only equal things compare equal."""
+  """Returns a value in which only equal things compare equal."""
   if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
     return ('key', np.asarray(jax.random.key_data(x)))
   if isinstance(x, jax.core.Tracer):
@@ -95,7 +95,7 @@ def plain_key(key):
 
 
 def assert_equal(ours, theirs, where='result'):
-  """It compares what `plain` made of two results."""
+  """Compares what `plain` made of two results."""
   if isinstance(theirs, np.ndarray) and isinstance(ours, np.ndarray):
     assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype), where
     if theirs.dtype.kind in 'fc':
@@ -117,7 +117,7 @@ def assert_equal(ours, theirs, where='result'):
 
 @contextlib.contextmanager
 def flag(package, name, value):
-  """It sets a flag of the package for a while."""
+  """Sets a flag of the package for a while."""
   before = getattr(package.config, name)
   package.config.update(name, value)
   try:
@@ -127,13 +127,13 @@ def flag(package, name, value):
 
 
 def run(package, linen, program, frozen):
-  """It returns what became of a program, in plain values."""
+  """Returns what became of a program, in plain values."""
   with flag(package, 'flax_return_frozendict', frozen):
     return plain(program(linen, package))
 
 
 def assert_same_as_flax(program, frozen=False):
-  """It compares what a program returns with what it returns with Flax.
+  """Compares what a program returns with what it returns with Flax.
 
   With Flax it must return: an error that is meant goes through `attempt`.
   """

@@ -1,8 +1,8 @@
 """Every optimizer once: how it is made, its rule in NumPy, its state.
 
 The rules are the published formulas of flax.optim 0.5.3, for one parameter:
-``rule(hp, t, p, s, g)`` returns the new parameter and state, where ``t`` counts
-from 1 and ``s`` is a dict with Flax's names. They compute in the dtype of their
+`rule(hp, t, p, s, g)` returns the new parameter and state, where `t` counts
+from 1 and `s` is a dict with Flax's names. They compute in the dtype of their
 arguments.
 """
 
@@ -172,7 +172,7 @@ class Row(NamedTuple):
     init: the initial state of the formula.
     exact: whether it agrees with the formula to the last bit when not compiled.
     overrides: hyper-parameters that a step may set, with other values than
-      those of ``make``.
+      those of `make`.
   """
 
   make: Callable[..., optim.OptimizerDef]

@@ -43,7 +43,7 @@ each_flag = pytest.mark.parametrize('name, default, holder', FLAGS)
 
 @pytest.fixture
 def registry():
-  """It gives the test a register of flags of its own."""
+  """Gives the test a register of flags of its own."""
   with mock.patch.object(config, '_values', {}):
     yield
 

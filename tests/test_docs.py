@@ -1,5 +1,6 @@
 """What the documents show runs, and does what they say."""
 
+import ast
 import doctest
 import importlib
 import pathlib
@@ -25,7 +26,7 @@ _LINK = re.compile(r'\]\(([^)#:]+)(#[^)]*)?\)')
 
 
 def blocks(path: pathlib.Path) -> list[tuple[int, str]]:
-  """It returns the blocks of Python in a document, with their lines."""
+  """Returns the blocks of Python in a document, with their lines."""
   text = path.read_text()
   return [
     (text[: match.start()].count('\n') + 1, match.group(1))
@@ -96,3 +97,16 @@ def test_doctests_are_found():
   finder = doctest.DocTestFinder()
   module = importlib.import_module('haiku_state.linen.module')
   assert any(test.examples for test in finder.find(module))
+
+
+def test_docstrings_speak_with_one_voice():
+  wrong = [
+    f'{path.relative_to(REPOSITORY)}:{node.lineno}'
+    for folder in ('haiku_state', 'tests', 'examples', 'benchmarks')
+    for path in (REPOSITORY / folder).rglob('*.py')
+    for node in ast.walk(ast.parse(path.read_text()))
+    if isinstance(node, (ast.ClassDef, ast.FunctionDef))
+    for doc in [ast.get_docstring(node) or '']
+    if doc.startswith('It ') or '``' in doc
+  ]
+  assert not wrong, 'begin with a verb, or a noun for a class; one backtick'

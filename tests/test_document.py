@@ -46,7 +46,7 @@ def assert_close(ours, theirs, tolerance=1e-6):
 
 
 def step_of(ns, train=True, compiled=True):
-  """It returns the document's step as `step(optimizer, state) -> (...)`.
+  """Returns the document's step as `step(optimizer, state) -> (...)`.
 
   Args:
     ns: the namespace of a program that has run.
@@ -68,7 +68,7 @@ def step_of(ns, train=True, compiled=True):
 
 
 def start(ns):
-  """It returns what the program's first lines make: optimizer and state."""
+  """Returns what the program's first lines make: optimizer and state."""
   variables = ns['model'].init(jax.random.PRNGKey(0), ns['dummy_input'])
   state, params = variables.pop('params')
   return ns['optim'].sgd.GradientDescent(learning_rate=0.02).create(
@@ -156,7 +156,7 @@ def test_program_ends_as_flax_s_does(flax, blocks):
 
 
 def gradient_of(ns, train):
-  """It returns the loss, the updated state and the gradient of a batch."""
+  """Returns the loss, the updated state and the gradient of a batch."""
   optimizer, state = start(ns)
   model = ns['model']
 
@@ -206,7 +206,7 @@ def test_many_steps_are_flax_s(flax, blocks):
 
 @each_program
 def test_lowered_step_is_flax_s(flax, blocks):
-  """It is the same program for the compiler, line for line."""
+  """The same program for the compiler, line for line."""
 
   def text(ns):
     optimizer, state = start(ns)
@@ -274,7 +274,7 @@ def test_training_lowers_the_loss():
 
 
 def whole_batch_state(ns, variables, x):
-  """It returns the state after one call on the whole batch, unmapped."""
+  """Returns the state after one call on the whole batch, unmapped."""
 
   def call(x):
     return ns['model'].apply(variables, x, train=True, mutable=['batch_stats'])
@@ -327,14 +327,14 @@ BOTH_AXES = (
 
 
 def across_devices():
-  """It returns the program with statistics over examples and devices."""
+  """Returns the program with statistics over examples and devices."""
   blocks = [block.replace(*BOTH_AXES) for block in BATCH_NORM]
   assert blocks != BATCH_NORM
   return document.run(blocks[:-1])
 
 
 def shards(ns):
-  """It returns the data of each device, with an axis for devices in front."""
+  """Returns the data of each device, with an axis for devices in front."""
   if 'MLP' in ns:
     data = ns['X'], ns['Y']
   else:
@@ -343,12 +343,12 @@ def shards(ns):
 
 
 def mapped_by_pmap(step, ns):
-  """It returns what `step` returns for each shard, as `jax.pmap` runs it."""
+  """Returns what `step` returns for each shard, as `jax.pmap` runs it."""
   return jax.pmap(step, axis_name='devices')(*shards(ns))
 
 
 def mapped_by_shard_map(step, ns):
-  """It returns what `step` returns for each shard, by `jax.shard_map`."""
+  """Returns what `step` returns for each shard, by `jax.shard_map`."""
   mesh = Mesh(np.array(jax.devices()[:DEVICES]), ('devices',))
   split = PartitionSpec('devices')
 

@@ -1,4 +1,4 @@
-"""Every error: its words, its link, its way through pickle, and Flax's own."""
+"""Every error: its words, its name, its way through pickle, and Flax's own."""
 
 import copy
 import inspect
@@ -9,7 +9,6 @@ import pytest
 
 from haiku_state import errors
 
-PAGE = 'https://haiku-state.readthedocs.io/en/latest/errors.html'
 FLAX_PAGE = (
   'https://flax.readthedocs.io/en/latest/api_reference/flax.errors.html'
 )
@@ -150,13 +149,13 @@ def test_message(name, args, words):
   message = str(getattr(errors, name)(*args))
   for word in words:
     assert word in message
-  assert message.endswith(f' ({PAGE}#haiku_state.errors.{name})')
+  assert message.endswith(f' (haiku_state.errors.{name})')
 
 
 @each_row
 def test_docstring_shows_an_example(name, args, words):
   doc = getattr(errors, name).__doc__
-  assert doc.startswith('It ') and '>>> ' in doc
+  assert not doc.startswith('It ') and '>>> ' in doc
 
 
 @each_row
@@ -174,7 +173,7 @@ def test_survives(through, name, args, words):
   assert again.__notes__ == ['seen in the encoder']
 
 
-def test_a_message_with_the_link_is_left_alone():
+def test_a_message_with_a_name_is_left_alone():
   once = str(errors.InvalidScopeError('a'))
   assert str(errors.FlaxError(once)) == once
 
@@ -183,8 +182,8 @@ class MyError(errors.FlaxError):
   pass
 
 
-def test_subclass_links_to_its_own_name():
-  assert str(MyError('x')) == f'x ({PAGE}#{__name__}.MyError)'
+def test_subclass_ends_with_its_own_name():
+  assert str(MyError('x')) == f'x ({__name__}.MyError)'
   assert type(pickle.loads(pickle.dumps(MyError('x')))) is MyError
 
 
@@ -205,6 +204,6 @@ def test_same_as_flax(flax_errors, name, args, words):
     c.__name__ for c in theirs.__mro__
   ]
   expected = str(theirs(*args)).replace(
-    f'{FLAX_PAGE}#flax.errors.', f'{PAGE}#haiku_state.errors.'
+    f'{FLAX_PAGE}#flax.errors.', 'haiku_state.errors.'
   )
   assert str(ours(*args)) == expected

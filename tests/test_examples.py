@@ -35,7 +35,7 @@ def test_managing_parameters_and_state(tmp_path, capsys):
 
 @pytest.fixture
 def run_short(tmp_path, monkeypatch):
-  """It runs an example in its short form, as its folder's programs run."""
+  """Runs an example in its short form, as its folder's programs run."""
   monkeypatch.syspath_prepend(EXAMPLES)
   monkeypatch.chdir(tmp_path)
 

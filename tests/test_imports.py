@@ -125,7 +125,7 @@ class Import:
 
 
 def modules() -> dict[str, pathlib.Path]:
-  """It returns the files of the package by the names in `LAYERS`."""
+  """Returns the files of the package by the names in `LAYERS`."""
   found = {}
   for path in ROOT.rglob('*.py'):
     parts = path.relative_to(ROOT).with_suffix('').parts
@@ -170,7 +170,7 @@ IMPORTS = {
 
 
 def ours(name: str) -> list[tuple[str, bool]]:
-  """It returns the modules of ours that one uses, and whether it is lazy."""
+  """Returns the modules of ours that one uses, and whether it is lazy."""
   return [
     (short(found.name), found.lazy)
     for found in IMPORTS[name]

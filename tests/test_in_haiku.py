@@ -39,7 +39,7 @@ def collections_of(variables):
 
 
 def step_of(model):
-  """It returns the model as a pure function of its variables."""
+  """Returns the model as a pure function of its variables."""
 
   def step(variables, x):
     y, new = model.make().apply(
@@ -65,7 +65,7 @@ def assert_close(got, want):
 
 
 def variables_of(params, state, root):
-  """It returns what lies below a module in Haiku's dictionaries."""
+  """Returns what lies below a module in Haiku's dictionaries."""
 
   def below(bundles):
     return {
@@ -89,7 +89,7 @@ def native(around, model):
 
 
 def root_of(params, state, name):
-  """It returns the Haiku name of a model, wherever it was called."""
+  """Returns the Haiku name of a model, wherever it was called."""
   paths = [p for p in {**params, **state} if name in p.split('/')]
   (root,) = {p[: p.index(name)] + name for p in paths}
   return root
@@ -331,7 +331,7 @@ each_place = pytest.mark.parametrize('where', ['native', 'inside'])
 
 
 def run_at(where, around, name, variables):
-  """It returns what a program computes with given variables of its model.
+  """Returns what a program computes with given variables of its model.
 
   Args:
     where: 'native' for a Haiku function, 'inside' for a module.
@@ -404,7 +404,7 @@ def test_custom_getter_of_state(where):
 
 
 def init_at(where, around, name):
-  """It returns the variables that a program makes of its model."""
+  """Returns the variables that a program makes of its model."""
   model = table.MODELS[name]
   if where == 'native':
     params, state = native(around, model).init(KEY, X)

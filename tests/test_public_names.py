@@ -34,7 +34,7 @@ EXTRA = {
 
 
 def read_names() -> dict[str, dict[str, str]]:
-  """It returns the kind of each name, by module or class."""
+  """Returns the kind of each name, by module or class."""
   found: dict[str, dict[str, str]] = {}
   for line in DATA.read_text().splitlines():
     if line.startswith('['):
@@ -58,7 +58,7 @@ each_name = pytest.mark.parametrize(
 
 
 def find(place: str):
-  """It returns a module, or a class of one."""
+  """Returns a module, or a class of one."""
   try:
     return importlib.import_module(place)
   except ImportError as e:
@@ -122,7 +122,7 @@ def test_kind_is_flax_s(place, name):
 
 
 def _theirs(place, name):
-  """It returns Flax's value, a class where Flax is not installed."""
+  """Returns Flax's value, a class where Flax is not installed."""
   try:
     return getattr(find(place), name, None)
   except ImportError:
@@ -161,7 +161,7 @@ SENTINELS = {'Sentinel', 'DefaultSentinel', 'Unspecified'}
 
 
 def text_of(default):
-  """It returns what can be compared of a default value."""
+  """Returns what can be compared of a default value."""
   if default is inspect.Parameter.empty:
     return 'required'
   if type(default).__name__.lstrip('_') in SENTINELS:
@@ -175,7 +175,7 @@ def text_of(default):
 
 
 def parameters(f):
-  """It returns names, kinds and defaults; None where a callable hides them."""
+  """Returns names, kinds and defaults; None where a callable hides them."""
   try:
     signature = inspect.signature(f)
   except (TypeError, ValueError):
@@ -210,7 +210,7 @@ def same_parameter(ours, theirs):
 
 
 def own_methods(cls):
-  """It returns the names of public methods that a class of Flax's defines."""
+  """Returns the names of public methods that a class of Flax's defines."""
   return [
     name
     for name, value in vars(cls).items()
@@ -263,7 +263,7 @@ MODULES = [place for place in NAMES if place not in ('flax.config',)]
 
 @pytest.mark.parametrize('place', MODULES)
 def test_nothing_else_is_public(flax, place):
-  """It finds no public name of ours that Flax's module has not."""
+  """Finds no public name of ours that Flax's module has not."""
   theirs, ours = find(place), here(place)
   if not inspect.ismodule(ours):
     return

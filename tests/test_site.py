@@ -17,7 +17,7 @@ DOCS = pathlib.Path(__file__).parents[1] / 'docs'
 
 @pytest.fixture(scope='module')
 def site(tmp_path_factory):
-  """It builds the site, and returns its folder."""
+  """Builds the site, and returns its folder."""
   folder = tmp_path_factory.mktemp('site')
   built = subprocess.run(
     [sys.executable, '-m', 'sphinx', '-qW', '--keep-going', DOCS, folder],

@@ -203,7 +203,7 @@ def test_the_base_class_itself_has_no_instances():
 
 
 def _outcomes(s):
-  """It returns what a battery of small programs does with a struct module."""
+  """Returns what a battery of small programs does with a struct module."""
 
   def init_false():
     @s.dataclass

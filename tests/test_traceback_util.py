@@ -38,7 +38,7 @@ def machinery(tmp_path):
 
 @pytest.fixture
 def mode():
-  """It sets the mode, and puts the earlier one back."""
+  """Sets the mode, and puts the earlier one back."""
   before = jax.config.jax_traceback_filtering
   yield lambda value: jax.config.update('jax_traceback_filtering', value)
   jax.config.update('jax_traceback_filtering', before)
@@ -156,7 +156,7 @@ def test_a_folder_may_be_registered(machinery, mode, tmp_path):
 def test_wraps():
   @traceback_util.api_boundary
   def double(x):
-    """It doubles."""
+    """Doubles."""
     return 2 * x
 
   assert double(3) == 6

@@ -300,7 +300,7 @@ def test_same_as_flax(name):
 
 
 def _translated(x, module):
-  """It makes the traversal of the same name and contents in Flax."""
+  """Makes the traversal of the same name and contents in Flax."""
   if isinstance(x, tuple):
     return tuple(_translated(y, module) for y in x)
   if not isinstance(x, traverse_util.Traversal):

@@ -19,21 +19,21 @@ V = TypeVar('V')
 
 
 class FrozenKeysView(collections.abc.KeysView):
-  """It shows the keys of a FrozenDict, and prints as a list of them."""
+  """Shows the keys of a FrozenDict, and prints as a list of them."""
 
   def __repr__(self):
     return f'frozen_dict_keys({list(self)})'
 
 
 class FrozenValuesView(collections.abc.ValuesView):
-  """It shows the values of a FrozenDict, and prints as a list of them."""
+  """Shows the values of a FrozenDict, and prints as a list of them."""
 
   def __repr__(self):
     return f'frozen_dict_values({list(self)})'
 
 
 class FrozenDict(Mapping[K, V]):
-  """It is an immutable dict, whose dicts are immutable too.
+  """An immutable dict, whose dicts are immutable too.
 
   It is a pytree whose keys are sorted, like a dict, but of another type: trees
   of the two do not match each other. It equals a dict of equal entries.
@@ -105,26 +105,26 @@ class FrozenDict(Mapping[K, V]):
     return type(self), (self.unfreeze(),)
 
   def get(self, key, default=None):
-    """It returns the value of a key, or a default if there is none."""
+    """Returns the value of a key, or a default if there is none."""
     return self[key] if key in self._dict else default
 
   def keys(self):
-    """It returns a view of the keys."""
+    """Returns a view of the keys."""
     return FrozenKeysView(self)
 
   def values(self):
-    """It returns a view of the values, dicts among them as FrozenDicts."""
+    """Returns a view of the values, dicts among them as FrozenDicts."""
     return FrozenValuesView(self)
 
   def items(self) -> Iterator[tuple[K, V]]:  # type: ignore[override]
-    """It yields pairs of key and value, dicts as FrozenDicts."""
+    """Yields pairs of key and value, dicts as FrozenDicts."""
     for key in self._dict:
       yield key, self[key]
 
   def copy(
     self, add_or_replace: Mapping[K, V] = MappingProxyType({})
   ) -> 'FrozenDict[K, V]':
-    """It returns a FrozenDict with further or replaced entries.
+    """Returns a FrozenDict with further or replaced entries.
 
     Args:
       add_or_replace: the entries; a value replaces the whole value of its key.
@@ -141,7 +141,7 @@ class FrozenDict(Mapping[K, V]):
     return _wrap(type(self), {**self._dict, **added})
 
   def pop(self, key: K) -> tuple['FrozenDict[K, V]', V]:
-    """It returns a FrozenDict without a key, and the key's value.
+    """Returns a FrozenDict without a key, and the key's value.
 
     Args:
       key: the key to leave out.
@@ -164,11 +164,11 @@ class FrozenDict(Mapping[K, V]):
     return _wrap(type(self), rest), value
 
   def unfreeze(self) -> dict[K, V]:
-    """It returns a nested dict of its own with the same entries."""
+    """Returns a nested dict of its own with the same entries."""
     return unfreeze(self)
 
   def pretty_repr(self, num_spaces=4):
-    """It returns the entries as text, a line each, nested ones indented.
+    """Returns the entries as text, a line each, nested ones indented.
 
     Args:
       num_spaces: how far a level is indented.
@@ -179,26 +179,26 @@ class FrozenDict(Mapping[K, V]):
     return f'FrozenDict({_pretty(self._dict, num_spaces)})'
 
   def tree_flatten_with_keys(self) -> tuple[tuple[Any, ...], Hashable]:
-    """It returns pairs of JAX key and child, and the sorted keys."""
+    """Returns pairs of JAX key and child, and the sorted keys."""
     entries = self._dict
     keys = tuple(sorted(entries))
     key_of = jax.tree_util.DictKey
     return tuple([(key_of(key), entries[key]) for key in keys]), keys
 
   def tree_flatten(self) -> tuple[tuple[Any, ...], Hashable]:
-    """It returns the children, dicts as they are, and the sorted keys."""
+    """Returns the children, dicts as they are, and the sorted keys."""
     keys = tuple(sorted(self._dict))
     return tuple(map(self._dict.__getitem__, keys)), keys
 
   @classmethod
   def tree_unflatten(cls, keys, values):
-    """It makes a FrozenDict of the keys and children of a flattened one."""
+    """Makes a FrozenDict of the keys and children of a flattened one."""
     # JAX has just made the dicts among the children, so none is copied.
     return _wrap(cls, dict(zip(keys, values)))
 
 
 def _wrap(cls, entries) -> Any:
-  """It makes a FrozenDict that holds, not copies, a dict of plain dicts."""
+  """Makes a FrozenDict that holds, not copies, a dict of plain dicts."""
   frozen = object.__new__(cls)
   frozen._dict = entries
   frozen._hash = None
@@ -206,7 +206,7 @@ def _wrap(cls, entries) -> Any:
 
 
 def _thawed_copy(xs):
-  """It copies nested dicts, and takes what a FrozenDict holds as it is."""
+  """Copies nested dicts, and takes what a FrozenDict holds as it is."""
   if isinstance(xs, FrozenDict):
     return xs._dict
   if isinstance(xs, dict):
@@ -225,7 +225,7 @@ def _pretty(x, num_spaces):
 
 
 def freeze(xs: Mapping[Any, Any]) -> FrozenDict[Any, Any]:
-  """It returns a FrozenDict with the entries of a nested dict.
+  """Returns a FrozenDict with the entries of a nested dict.
 
   Args:
     xs: the dict. It is copied down to its leaves.
@@ -242,7 +242,7 @@ def freeze(xs: Mapping[Any, Any]) -> FrozenDict[Any, Any]:
 
 
 def unfreeze(x: FrozenDict | dict[str, Any]) -> dict[Any, Any]:
-  """It returns a nested dict with the entries of a FrozenDict.
+  """Returns a nested dict with the entries of a FrozenDict.
 
   Args:
     x: the FrozenDict, or a dict that may hold some.
@@ -269,7 +269,7 @@ def copy(
   x: FrozenDict | dict[str, Any],
   add_or_replace: FrozenDict[str, Any] | dict[str, Any] = FrozenDict({}),
 ) -> FrozenDict | dict[str, Any]:
-  """It returns a dict or FrozenDict with further or replaced entries.
+  """Returns a dict or FrozenDict with further or replaced entries.
 
   Args:
     x: the dict or FrozenDict, which is not changed.
@@ -296,7 +296,7 @@ def copy(
 def pop(
   x: FrozenDict | dict[str, Any], key: str
 ) -> tuple[FrozenDict | dict[str, Any], Any]:
-  """It returns a dict or FrozenDict without a key, and the key's value.
+  """Returns a dict or FrozenDict without a key, and the key's value.
 
   Args:
     x: the dict or FrozenDict, which is not changed.
@@ -328,7 +328,7 @@ def _copy_of_dict(x):
 
 
 def pretty_repr(x: Any, num_spaces: int = 4) -> str:
-  """It returns a dict or FrozenDict as text, nested entries indented.
+  """Returns a dict or FrozenDict as text, nested entries indented.
 
   Args:
     x: the dict or FrozenDict; anything else gives its `repr`.

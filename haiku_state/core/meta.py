@@ -30,7 +30,7 @@ PARTITION_NAME = 'partition_name'
 
 
 class AxisMetadata(Generic[_A], metaclass=abc.ABCMeta):
-  """It is the base class of boxes.
+  """The base class of boxes.
 
   A subclass should be a pytree node whose one child is the value, so that JAX
   maps over the value and keeps the box. Adding an axis and removing it again
@@ -61,11 +61,11 @@ class AxisMetadata(Generic[_A], metaclass=abc.ABCMeta):
 
   @abc.abstractmethod
   def unbox(self) -> _A:
-    """It returns the value, which may be a box again."""
+    """Returns the value, which may be a box again."""
 
   @abc.abstractmethod
   def replace_boxed(self, val: _B) -> 'AxisMetadata[_B]':
-    """It returns a box with the same facts around another value.
+    """Returns a box with the same facts around another value.
 
     Args:
       val: the value.
@@ -76,7 +76,7 @@ class AxisMetadata(Generic[_A], metaclass=abc.ABCMeta):
 
   @abc.abstractmethod
   def add_axis(self: _Box, index: int, params: dict[Any, Any]) -> _Box:
-    """It returns the box for a value that has one more axis.
+    """Returns the box for a value that has one more axis.
 
     Args:
       index: where the axis is inserted.
@@ -88,7 +88,7 @@ class AxisMetadata(Generic[_A], metaclass=abc.ABCMeta):
 
   @abc.abstractmethod
   def remove_axis(self: _Box, index: int, params: dict[Any, Any]) -> _Box:
-    """It returns the box for a value that has one axis less.
+    """Returns the box for a value that has one axis less.
 
     Args:
       index: which axis is taken away.
@@ -100,7 +100,7 @@ class AxisMetadata(Generic[_A], metaclass=abc.ABCMeta):
 
 
 def is_axis_metadata(val: Any) -> bool:
-  """It says whether a value is a box.
+  """Says whether a value is a box.
 
   Args:
     val: any value.
@@ -112,7 +112,7 @@ def is_axis_metadata(val: Any) -> bool:
 
 
 def map_axis_meta(fn: Callable[[AxisMetadata[Any]], Any], tree: Any) -> Any:
-  """It maps a function over the boxes of a tree.
+  """Maps a function over the boxes of a tree.
 
   Args:
     fn: a function of a box.
@@ -130,7 +130,7 @@ def map_axis_meta(fn: Callable[[AxisMetadata[Any]], Any], tree: Any) -> Any:
 
 
 def add_axis(tree: Any, index: int, params: dict[Any, Any]) -> Any:
-  """It tells each box of a tree that its value gets an axis.
+  """Tells each box of a tree that its value gets an axis.
 
   Args:
     tree: a pytree.
@@ -144,7 +144,7 @@ def add_axis(tree: Any, index: int, params: dict[Any, Any]) -> Any:
 
 
 def remove_axis(tree: Any, index: int, params: dict[Any, Any]) -> Any:
-  """It tells each box of a tree that its value loses an axis.
+  """Tells each box of a tree that its value loses an axis.
 
   Args:
     tree: a pytree.
@@ -173,7 +173,7 @@ def _is_array(x: Any) -> bool:
 
 
 def unbox(tree: Any) -> Any:
-  """It takes the values of a tree out of their boxes.
+  """Takes the values of a tree out of their boxes.
 
   Args:
     tree: a pytree; boxes may hold boxes.
@@ -194,7 +194,7 @@ def unbox(tree: Any) -> Any:
 
 
 def replace_boxed(tree: Any, updates: Any) -> Any:
-  """It puts other values into the boxes of a tree.
+  """Puts other values into the boxes of a tree.
 
   Args:
     tree: a pytree.
@@ -223,18 +223,18 @@ def _replace_in_box(old, new):
 
 
 def get_global_mesh() -> jax.sharding.AbstractMesh | jax.sharding.Mesh | None:
-  """It returns the mesh set by `jax.set_mesh`, or None."""
+  """Returns the mesh set by `jax.set_mesh`, or None."""
   mesh = jax.sharding.get_abstract_mesh()
   return None if mesh.empty else mesh
 
 
 def global_mesh_defined() -> bool:
-  """It says whether a mesh is set by `jax.set_mesh`."""
+  """Says whether a mesh is set by `jax.set_mesh`."""
   return get_global_mesh() is not None
 
 
 class Partitioned(struct.PyTreeNode, AxisMetadata[_A]):
-  """It is a box that names, for each axis of an array, the mesh axes it is over.
+  """A box that names, for each axis of an array, the mesh axes it is over.
 
   Attributes:
     value: the array.
@@ -271,7 +271,7 @@ class Partitioned(struct.PyTreeNode, AxisMetadata[_A]):
     return _field_values(self) == _field_values(other)
 
   def unbox(self, apply_constraint=True) -> _A:  # type: ignore[override]
-    """It returns the array, constrained to its names if there is a mesh.
+    """Returns the array, constrained to its names if there is a mesh.
 
     Args:
       apply_constraint: False for the array as it is.
@@ -290,11 +290,11 @@ class Partitioned(struct.PyTreeNode, AxisMetadata[_A]):
     return jax.lax.with_sharding_constraint(self.value, target)
 
   def replace_boxed(self, val: _B) -> 'Partitioned[_B]':
-    """It returns a box with the same names around another array."""
+    """Returns a box with the same names around another array."""
     return self.replace(value=val)  # type: ignore[return-value]
 
   def add_axis(self, index: int, params: dict[Any, Any]) -> 'Partitioned[_A]':
-    """It returns the box with `params[PARTITION_NAME]` as a further name.
+    """Returns the box with `params[PARTITION_NAME]` as a further name.
 
     Args:
       index: where the name is inserted.
@@ -315,7 +315,7 @@ class Partitioned(struct.PyTreeNode, AxisMetadata[_A]):
   def remove_axis(
     self, index: int, params: dict[Any, Any]
   ) -> 'Partitioned[_A]':
-    """It returns the box without the name at an index.
+    """Returns the box without the name at an index.
 
     Args:
       index: which name is taken away; it must be `params[PARTITION_NAME]`.
@@ -344,11 +344,11 @@ class Partitioned(struct.PyTreeNode, AxisMetadata[_A]):
     return params[PARTITION_NAME]
 
   def get_partition_spec(self) -> jax.sharding.PartitionSpec:
-    """It returns the names as a PartitionSpec."""
+    """Returns the names as a PartitionSpec."""
     return jax.sharding.PartitionSpec(*self.names)
 
   def get_sharding(self, mesh: jax.sharding.Mesh) -> jax.sharding.Sharding:
-    """It returns the names as a NamedSharding over a mesh."""
+    """Returns the names as a NamedSharding over a mesh."""
     return jax.sharding.NamedSharding(mesh, self.get_partition_spec())
 
 
@@ -361,7 +361,7 @@ def with_partitioning(
   names: LogicalNames,
   mesh: jax.sharding.Mesh | None = None,
 ) -> Callable[..., Partitioned[Any]]:
-  """It wraps an initializer so that it returns a `Partitioned` box.
+  """Wraps an initializer so that it returns a `Partitioned` box.
 
   Args:
     fn: the initializer, or any function that returns an array.
@@ -387,7 +387,7 @@ def with_partitioning(
 
 
 def get_partition_spec(tree: Any) -> Any:
-  """It returns the PartitionSpec of each array of a tree.
+  """Returns the PartitionSpec of each array of a tree.
 
   Args:
     tree: a pytree of arrays, boxed or not, or of their shapes.
@@ -414,7 +414,7 @@ def _spec_of(x: Any) -> jax.sharding.PartitionSpec | None:
 
 
 def get_sharding(tree: Any, mesh: jax.sharding.Mesh) -> Any:
-  """It returns the sharding over a mesh of each array of a tree.
+  """Returns the sharding over a mesh of each array of a tree.
 
   Args:
     tree: a pytree of arrays, boxed or not, or of their shapes.

@@ -25,7 +25,7 @@ _rules = _Rules()
 
 
 def set_logical_axis_rules(rules: LogicalRules):
-  """It sets the rules of this thread.
+  """Sets the rules of this thread.
 
   Args:
     rules: pairs of logical name and mesh axis, of which earlier ones go first.
@@ -34,13 +34,13 @@ def set_logical_axis_rules(rules: LogicalRules):
 
 
 def get_logical_axis_rules() -> LogicalRules:
-  """It returns the rules of this thread."""
+  """Returns the rules of this thread."""
   return _rules.current
 
 
 @contextlib.contextmanager
 def logical_axis_rules(rules: LogicalRules) -> Iterator[None]:
-  """It sets the rules of this thread for the duration of a `with` block.
+  """Sets the rules of this thread for the duration of a `with` block.
 
   Args:
     rules: pairs of logical name and mesh axis, of which earlier ones go first.
@@ -62,7 +62,7 @@ def logical_axis_rules(rules: LogicalRules) -> Iterator[None]:
 
 
 def composite_rules(rule1, rule2):
-  """It joins two sets of rules.
+  """Joins two sets of rules.
 
   Args:
     rule1: pairs of logical name and mesh axis.
@@ -94,7 +94,7 @@ def composite_rules(rule1, rule2):
 def from_sharding_rules(
   sharding: Sharding, sharding_rules: LogicalRules
 ) -> Sharding:
-  """It replaces logical names by mesh axes.
+  """Replaces logical names by mesh axes.
 
   Args:
     sharding: names, and None.
@@ -110,7 +110,7 @@ def from_sharding_rules(
 
 
 def map_sharding(f: Callable[[Any], Any], sharding):
-  """It maps a function over the entries of a sharding.
+  """Maps a function over the entries of a sharding.
 
   Args:
     f: a function of an entry: an axis, a tuple of axes, or None.
@@ -132,7 +132,7 @@ def map_sharding(f: Callable[[Any], Any], sharding):
 
 
 def get_mesh(sharding):
-  """It returns the mesh that a sharding names.
+  """Returns the mesh that a sharding names.
 
   Args:
     sharding: a tuple, PartitionSpec, NamedSharding or Format.
@@ -146,7 +146,7 @@ def get_mesh(sharding):
 
 
 def apply_rules(sharding, sharding_rules):
-  """It replaces logical names in a sharding by mesh axes.
+  """Replaces logical names in a sharding by mesh axes.
 
   Args:
     sharding: a tuple, PartitionSpec, NamedSharding or Format.
@@ -168,12 +168,12 @@ def apply_rules(sharding, sharding_rules):
 
 
 def get_pspec(sharding, sharding_rules=None) -> PartitionSpec:
-  """It returns a sharding in terms of mesh axes; see `apply_rules`."""
+  """Returns a sharding in terms of mesh axes; see `apply_rules`."""
   return apply_rules(sharding, sharding_rules)  # type: ignore[return-value]
 
 
 def shard_value(value, out_sharding, sharding_rules, mesh):
-  """It spreads an array over the devices of a mesh.
+  """Spreads an array over the devices of a mesh.
 
   Args:
     value: the array.

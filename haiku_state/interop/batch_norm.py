@@ -38,7 +38,7 @@ def batch_norm_from_haiku(
   for_: str = 'eval',
   momentum: float | None = None,
 ) -> dict[str, Any]:
-  """It gives the averages of `hk.BatchNorm` as those of linen's.
+  """Gives the averages of `hk.BatchNorm` as those of linen's.
 
   >>> import numpy as np
   >>> ema = {'counter': 1, 'hidden': np.ones((1, 2)), 'average': 10 * np.ones((1, 2))}
@@ -87,7 +87,7 @@ def batch_norm_to_haiku(
   momentum: float | None = None,
   shape: Sequence[int] | None = None,
 ) -> dict[str, dict[str, Any]]:
-  """It gives the averages of linen's `BatchNorm` as those of `hk.BatchNorm`.
+  """Gives the averages of linen's `BatchNorm` as those of `hk.BatchNorm`.
 
   Args:
     stats: `mean` and `var`.

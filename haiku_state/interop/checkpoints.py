@@ -106,7 +106,7 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def load_npz(path: Path, separator: str = '//') -> dict[str, Any]:
-  """It reads an npz file.
+  """Reads an npz file.
 
   Args:
     path: the file.
@@ -151,7 +151,7 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
 def save_npz(
   path: Path, tree: Mapping[str, Any], separator: str = '//'
 ) -> None:
-  """It writes an npz file; `load_npz` reads it.
+  """Writes an npz file; `load_npz` reads it.
 
   Args:
     path: the file, which is replaced whole or not at all.
@@ -185,7 +185,7 @@ def _safetensors() -> Any:
 
 
 def load_safetensors(path: Path, separator: str = '/') -> dict[str, Any]:
-  """It reads a safetensors file.
+  """Reads a safetensors file.
 
   Args:
     path: the file.
@@ -214,7 +214,7 @@ def load_safetensors(path: Path, separator: str = '/') -> dict[str, Any]:
 def save_safetensors(
   path: Path, tree: Mapping[str, Any], separator: str = '/'
 ) -> None:
-  """It writes a safetensors file; see `load_safetensors`.
+  """Writes a safetensors file; see `load_safetensors`.
 
   Raises:
     WeightsFileError: a name has the separator. Haiku's names have `/`: write
@@ -231,7 +231,7 @@ def save_safetensors(
 
 
 def load_msgpack(path: Path) -> dict[str, Any]:
-  """It reads a file that `serialization.to_bytes` of Flax or ours made.
+  """Reads a file that `serialization.to_bytes` of Flax or ours made.
 
   Args:
     path: the file.
@@ -260,7 +260,7 @@ def load_msgpack(path: Path) -> dict[str, Any]:
 
 
 def save_msgpack(path: Path, tree: Mapping[str, Any]) -> None:
-  """It writes a msgpack file, which Flax reads, too."""
+  """Writes a msgpack file, which Flax reads, too."""
   _write(path, serialization.to_bytes(tree))
 
 
@@ -268,7 +268,7 @@ def save_msgpack(path: Path, tree: Mapping[str, Any]) -> None:
 
 
 def load_pickle(path: Path, *, trust: bool = False) -> Any:
-  """It reads a pickle of Haiku's parameters, without executing anything.
+  """Reads a pickle of Haiku's parameters, without executing anything.
 
   A pickle is a program. This reads the arrays, dicts, lists and tuples in it,
   and refuses everything else: no function of the file's choice is called.

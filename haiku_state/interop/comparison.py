@@ -94,7 +94,7 @@ class Comparison:
     return '\n'.join(lines)
 
   def plot(self, ax: Any = None) -> Any:
-    """It draws the table; returns the axes of matplotlib.
+    """Draws the table; returns the axes of matplotlib.
 
     Args:
       ax: the axes to draw into, by default new ones.
@@ -145,7 +145,7 @@ def compare(
   linen_kwargs: Mapping[str, Any] | None = None,
   tolerance: float = 1e-5,
 ) -> Comparison:
-  """It runs a Haiku function and a linen-style module on the same weights.
+  """Runs a Haiku function and a linen-style module on the same weights.
 
   >>> import haiku_state.linen as nn
   >>> from haiku_state.interop import layers

@@ -160,7 +160,7 @@ def as_module(
   stream: str | None = None,
   name: str | None = None,
 ) -> Module:
-  """It gives a transformed Haiku function as a linen-style module.
+  """Gives a transformed Haiku function as a linen-style module.
 
   Its variables are the function's own, nested by the parts of Haiku's names, so
   `interop.to_haiku(variables)` gives what Haiku would.
@@ -275,7 +275,7 @@ def as_transformed(
   streams: Sequence[str] = ('params',),
   root: str | None = None,
 ) -> hk.TransformedWithState:
-  """It gives a linen-style module as a transformed Haiku function.
+  """Gives a linen-style module as a transformed Haiku function.
 
   `init` makes the same numbers as the module's own, and `apply` updates all
   collections but `params` and `intermediates`, also those that it makes first.
@@ -347,7 +347,7 @@ def as_multi_transformed(
   streams: Sequence[str] = ('params',),
   root: str | None = None,
 ) -> hk.MultiTransformedWithState:
-  """It gives methods of a linen-style module as a multi-transformed function.
+  """Gives methods of a linen-style module as a multi-transformed function.
 
   Args:
     module: the module, not bound.

@@ -203,17 +203,17 @@ REFUSED = {
 
 
 def linear(path: str) -> Layer:
-  """It maps `hk.Linear` to `Dense`."""
+  """Maps `hk.Linear` to `Dense`."""
   return Layer('linear', path)
 
 
 def conv(path: str) -> Layer:
-  """It maps `hk.ConvND` (`hk.Conv1D`, `2D`, `3D`) to `Conv`."""
+  """Maps `hk.ConvND` (`hk.Conv1D`, `2D`, `3D`) to `Conv`."""
   return Layer('conv', path)
 
 
 def conv_transpose(path: str, transpose_kernel: bool = False) -> Layer:
-  """It maps `hk.ConvNDTranspose` to `ConvTranspose`.
+  """Maps `hk.ConvNDTranspose` to `ConvTranspose`.
 
   Args:
     path: where the linen module is.
@@ -224,37 +224,37 @@ def conv_transpose(path: str, transpose_kernel: bool = False) -> Layer:
 
 
 def depthwise_conv(path: str) -> Layer:
-  """It maps `hk.DepthwiseConvND` to `Conv` with a group for each channel."""
+  """Maps `hk.DepthwiseConvND` to `Conv` with a group for each channel."""
   return Layer('depthwise_conv', path)
 
 
 def layer_norm(path: str) -> Layer:
-  """It maps `hk.LayerNorm` to `LayerNorm(epsilon=1e-5)`."""
+  """Maps `hk.LayerNorm` to `LayerNorm(epsilon=1e-5)`."""
   return Layer('layer_norm', path)
 
 
 def rms_norm(path: str) -> Layer:
-  """It maps `hk.RMSNorm` to `RMSNorm(epsilon=1e-5)`."""
+  """Maps `hk.RMSNorm` to `RMSNorm(epsilon=1e-5)`."""
   return Layer('rms_norm', path)
 
 
 def group_norm(path: str) -> Layer:
-  """It maps `hk.GroupNorm` to `GroupNorm(epsilon=1e-5)`."""
+  """Maps `hk.GroupNorm` to `GroupNorm(epsilon=1e-5)`."""
   return Layer('group_norm', path)
 
 
 def instance_norm(path: str) -> Layer:
-  """It maps `hk.InstanceNorm` to `InstanceNorm(epsilon=1e-5)`."""
+  """Maps `hk.InstanceNorm` to `InstanceNorm(epsilon=1e-5)`."""
   return Layer('instance_norm', path)
 
 
 def embed(path: str) -> Layer:
-  """It maps `hk.Embed` to `Embed`."""
+  """Maps `hk.Embed` to `Embed`."""
   return Layer('embed', path)
 
 
 def attention(path: str, num_heads: int) -> Layer:
-  """It maps `hk.MultiHeadAttention` to `MultiHeadDotProductAttention`.
+  """Maps `hk.MultiHeadAttention` to `MultiHeadDotProductAttention`.
 
   Args:
     path: where the linen module is.
@@ -264,7 +264,7 @@ def attention(path: str, num_heads: int) -> Layer:
 
 
 def lstm(path: str) -> Layer:
-  """It maps `hk.LSTM` to `LSTMCell` or `OptimizedLSTMCell`.
+  """Maps `hk.LSTM` to `LSTMCell` or `OptimizedLSTMCell`.
 
   Haiku adds one to its forget gate; the bias of linen's gets that one.
   """
@@ -272,7 +272,7 @@ def lstm(path: str) -> Layer:
 
 
 def gru(path: str) -> Layer:
-  """It refuses `hk.GRU`, which has no exact counterpart.
+  """Refuses `hk.GRU`, which has no exact counterpart.
 
   Raises:
     ConversionError: always, with the reason.
@@ -287,7 +287,7 @@ def batch_norm(
   counter: Any = None,
   rank: int | None = None,
 ) -> Layer:
-  """It maps `hk.BatchNorm` to `BatchNorm`; see `interop.batch_norm`.
+  """Maps `hk.BatchNorm` to `BatchNorm`; see `interop.batch_norm`.
 
   Args:
     path: where the linen module is.

@@ -29,7 +29,7 @@ _NO_ROOT = 'root'
 def to_haiku(
   variables: Mapping[str, Any], root: str | None = None
 ) -> tuple[Bundles, Bundles]:
-  """It gives a variables dict as Haiku's parameters and state.
+  """Gives a variables dict as Haiku's parameters and state.
 
   >>> to_haiku({'params': {'a': {'w': 1}}, 'batch_stats': {'a': {'m': 2}}})
   ({'a': {'w': 1}}, {'a': {'batch_stats:m': 2}})
@@ -93,7 +93,7 @@ def from_haiku(
   state: Mapping[str, Mapping[str, Any]] | None = None,
   root: str | None = None,
 ) -> dict[str, Any]:
-  """It gives Haiku's parameters and state as a variables dict.
+  """Gives Haiku's parameters and state as a variables dict.
 
   >>> from_haiku({'mlp/linear': {'w': 1}}, {'mlp/bn': {'counter': 0}})
   {'params': {'mlp': {'linear': {'w': 1}}}, 'state': {'mlp': {'bn': {'counter': 0}}}}
@@ -136,7 +136,7 @@ def from_lifted(
   *,
   name: str,
 ) -> dict[str, Any]:
-  """It takes the variables of a lifted module out of Haiku's trees.
+  """Takes the variables of a lifted module out of Haiku's trees.
 
   >>> from_lifted({'l/Dense_0': {'bias': 1}}, {'l/stats/~': {'n': 2}}, name='l')
   {'params': {'Dense_0': {'bias': 1}}, 'stats': {'n': 2}}
@@ -196,7 +196,7 @@ def _clash(where: str, name: str) -> ValueError:
 def to_lifted(
   variables: Mapping[str, Any], *, name: str
 ) -> tuple[Bundles, Bundles]:
-  """It gives variables as `haiku.experimental.flax.lift` keeps them.
+  """Gives variables as `haiku.experimental.flax.lift` keeps them.
 
   >>> to_lifted({'params': {'Dense_0': {'bias': 1}}, 'stats': {'n': 2}}, name='l')
   ({'l/Dense_0': {'bias': 1}}, {'l/stats/~': {'n': 2}})
@@ -249,7 +249,7 @@ def _check_parts(path: tuple[str, ...]) -> None:
 
 
 def from_flax_module(variables: Mapping[str, Any]) -> tuple[Bundles, Bundles]:
-  """It takes Haiku's trees out of `haiku.experimental.flax.Module`'s variables.
+  """Takes Haiku's trees out of `haiku.experimental.flax.Module`'s variables.
 
   >>> from_flax_module({'params': {'a': {'~': {'b': {'w': 1}}, 'w': 2}}})
   ({'a/~/b': {'w': 1}, 'a': {'w': 2}}, {})
@@ -294,7 +294,7 @@ def to_flax_module(
   params: Mapping[str, Mapping[str, Any]],
   state: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
-  """It gives Haiku's trees as `haiku.experimental.flax.Module` keeps them.
+  """Gives Haiku's trees as `haiku.experimental.flax.Module` keeps them.
 
   >>> to_flax_module({'a/~/b': {'w': 1}, '~': {'w': 2}})
   {'params': {'a': {'~': {'b': {'w': 1}}}, '~': {'w': 2}}}

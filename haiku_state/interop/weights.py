@@ -84,7 +84,7 @@ def weights_from_haiku(
   target: Mapping[str, Any] | None = None,
   strict: bool = True,
 ) -> tuple[dict[str, Any], Report]:
-  """It converts the weights of a Haiku model.
+  """Converts the weights of a Haiku model.
 
   Args:
     params: parameters by module and name: arrays, sharded arrays or
@@ -279,7 +279,7 @@ def weights_to_haiku(
   target: tuple[Mapping[str, Any], Mapping[str, Any]] | None = None,
   strict: bool = True,
 ) -> tuple[Bundles, Bundles, Report]:
-  """It converts the weights of a linen model; `weights_from_haiku` inverted.
+  """Converts the weights of a linen model; `weights_from_haiku` inverted.
 
   Args:
     variables: collections by name.

@@ -40,7 +40,7 @@ normalize = standardize
 
 
 class PReLU(Module):
-  """It is a leaky ReLU whose slope below zero is learned.
+  """A leaky ReLU whose slope below zero is learned.
 
       y = x           where x >= 0
       y = slope * x   elsewhere
@@ -71,7 +71,7 @@ class PReLU(Module):
 
   @compact
   def __call__(self, inputs: Array) -> Array:
-    """It scales what is negative.
+    """Scales what is negative.
 
     Args:
       inputs: array of any shape, real.
@@ -88,6 +88,6 @@ class PReLU(Module):
 
 
 def _value(key: Any, value: Any, dtype: Dtype) -> Array:
-  """It initializes a parameter with a given value; it needs no key."""
+  """Initializes a parameter with a given value; it needs no key."""
   del key
   return jnp.asarray(value, dtype)

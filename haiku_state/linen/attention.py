@@ -3,7 +3,7 @@
 Two functions do the arithmetic, `dot_product_attention_weights` and
 `dot_product_attention`; the layer `MultiHeadDotProductAttention` puts
 projections, dropout and a decoding cache around them. Shapes are written
-``[batch..., length, heads, depth]`` throughout; `batch...` may be empty.
+`[batch..., length, heads, depth]` throughout; `batch...` may be empty.
 
 Source: Vaswani et al., "Attention Is All You Need" (arXiv:1706.03762).
 """
@@ -72,7 +72,7 @@ def dot_product_attention_weights(
 ):
   """Computes how much each query attends to each key.
 
-  The weights are ``softmax(q . k / sqrt(depth) + bias)`` over the keys. Call it
+  The weights are `softmax(q . k / sqrt(depth) + bias)` over the keys. Call it
   in place of `dot_product_attention` to look at the weights themselves.
 
   >>> import jax.numpy as jnp
@@ -83,10 +83,10 @@ def dot_product_attention_weights(
   (2, 4, 3, 5)
 
   Args:
-    query: ``[batch..., q_length, heads, depth]``.
-    key: ``[batch..., kv_length, heads, depth]``.
-    bias: added to the logits; broadcasts to ``[batch..., heads, q_length,
-      kv_length]``. For relative positions, or a soft mask.
+    query: `[batch..., q_length, heads, depth]`.
+    key: `[batch..., kv_length, heads, depth]`.
+    bias: added to the logits; broadcasts to `[batch..., heads, q_length,
+      kv_length]`. For relative positions, or a soft mask.
     mask: broadcasts to the same shape; where it is False, the logit becomes the
       lowest finite number of the dtype. A row that is False throughout gives
       equal weights, not NaN.
@@ -96,8 +96,8 @@ def dot_product_attention_weights(
     deterministic: whether to leave dropout out.
     dtype: the dtype of the computation; None: that of the inputs.
     precision: as of `jax.lax.Precision`.
-    module: where to sow the weights, as ``attention_weights`` in the
-      collection ``intermediates``; before dropout. None: nowhere.
+    module: where to sow the weights, as `attention_weights` in the
+      collection `intermediates`; before dropout. None: nowhere.
     force_fp32_for_softmax: whether the softmax runs in float32, and the weights
       stay float32, when the dtype is a smaller one.
     einsum_dot_general: what the einsum calls in place of `lax.dot_general`.
@@ -105,7 +105,7 @@ def dot_product_attention_weights(
       `einsum_dot_general`.
 
   Returns:
-    Weights of shape ``[batch..., heads, q_length, kv_length]`` that sum to one
+    Weights of shape `[batch..., heads, q_length, kv_length]` that sum to one
     over the last axis (before dropout).
 
   Raises:
@@ -168,7 +168,7 @@ def dot_product_attention(
 ):
   """Averages the values, weighted by how well their keys match the query.
 
-  Equation 1 of arXiv:1706.03762, ``softmax(Q K^T / sqrt(depth)) V``, per head.
+  Equation 1 of arXiv:1706.03762, `softmax(Q K^T / sqrt(depth)) V`, per head.
 
   >>> import jax.numpy as jnp
   >>> import haiku_state.linen as nn
@@ -178,11 +178,11 @@ def dot_product_attention(
   (2, 3, 4, 6)
 
   Args:
-    query: ``[batch..., q_length, heads, depth]``.
-    key: ``[batch..., kv_length, heads, depth]``.
-    value: ``[batch..., kv_length, heads, v_depth]``.
-    bias: added to the logits; broadcasts to ``[batch..., heads, q_length,
-      kv_length]``.
+    query: `[batch..., q_length, heads, depth]`.
+    key: `[batch..., kv_length, heads, depth]`.
+    value: `[batch..., kv_length, heads, v_depth]`.
+    bias: added to the logits; broadcasts to `[batch..., heads, q_length,
+      kv_length]`.
     mask: broadcasts to the same shape; False: do not attend.
     broadcast_dropout: whether all examples and heads drop the same weights.
     dropout_rng: the key of the dropout.
@@ -190,8 +190,8 @@ def dot_product_attention(
     deterministic: whether to leave dropout out.
     dtype: the dtype of the computation; None: that of the inputs.
     precision: as of `jax.lax.Precision`.
-    module: where to sow the weights, as ``attention_weights`` in the
-      collection ``intermediates``. None: nowhere.
+    module: where to sow the weights, as `attention_weights` in the
+      collection `intermediates`. None: nowhere.
     force_fp32_for_softmax: whether the softmax runs in float32 when the dtype
       is a smaller one.
     einsum_dot_general: what the einsums call in place of `lax.dot_general`.
@@ -201,7 +201,7 @@ def dot_product_attention(
     attn_weights_value_einsum: likewise for the product of weights and values.
 
   Returns:
-    ``[batch..., q_length, heads, v_depth]``.
+    `[batch..., q_length, heads, v_depth]`.
 
   Raises:
     ValueError: if only one of the two einsums is given, or they come with
@@ -255,9 +255,9 @@ def dot_product_attention(
 class MultiHeadDotProductAttention(Module):
   """Projects to several heads, attends in each, and projects back.
 
-  The parameters are those of four `DenseGeneral`: ``query``, ``key`` and
-  ``value`` with kernels ``[features, heads, depth]``, and ``out`` with kernel
-  ``[heads, depth, out_features]``. Source: arXiv:1706.03762, section 3.2.2.
+  The parameters are those of four `DenseGeneral`: `query`, `key` and
+  `value` with kernels `[features, heads, depth]`, and `out` with kernel
+  `[heads, depth, out_features]`. Source: arXiv:1706.03762, section 3.2.2.
 
   >>> import jax, jax.numpy as jnp
   >>> import haiku_state.linen as nn
@@ -271,7 +271,7 @@ class MultiHeadDotProductAttention(Module):
   >>> variables['params']['query']['kernel'].shape
   (5, 8, 2)
 
-  Dropout draws from the stream ``dropout``, once per layer, or from the key
+  Dropout draws from the stream `dropout`, once per layer, or from the key
   that the call is given:
 
   >>> layer = nn.MultiHeadDotProductAttention(
@@ -280,8 +280,8 @@ class MultiHeadDotProductAttention(Module):
   >>> first = layer.apply(variables, q, rngs={'dropout': jax.random.key(1)})
   >>> second = layer.apply(variables, q, dropout_rng=jax.random.key(1))
 
-  With ``decode=True`` the layer remembers keys and values in the collection
-  ``cache``: `init` with inputs of the full length makes room, then each apply
+  With `decode=True` the layer remembers keys and values in the collection
+  `cache`: `init` with inputs of the full length makes room, then each apply
   takes one position (length 1) and attends to all positions so far:
 
   >>> layer = nn.MultiHeadDotProductAttention(num_heads=2, decode=True)
@@ -311,12 +311,12 @@ class MultiHeadDotProductAttention(Module):
     out_bias_init: that of the output's bias, where it is another one.
     use_bias: whether the projections have biases.
     attention_fn: `dot_product_attention`, or a function that takes query, key
-      and value of shape ``[batch..., length, heads, depth]`` and returns as
+      and value of shape `[batch..., length, heads, depth]` and returns as
       `dot_product_attention` does. Of its keyword arguments it gets those that
       its signature names.
     decode: whether to keep the cache.
     normalize_qk: whether to normalize queries and keys with a `LayerNorm`
-      each, ``query_ln`` and ``key_ln`` (arXiv:2302.05442, section 2).
+      each, `query_ln` and `key_ln` (arXiv:2302.05442, section 2).
     force_fp32_for_softmax: whether the softmax runs in float32.
     qkv_dot_general: what query, key and value call in place of
       `lax.dot_general`; deprecated, like the next one.
@@ -370,19 +370,19 @@ class MultiHeadDotProductAttention(Module):
     """Attends from `inputs_q` to `inputs_k`.
 
     Args:
-      inputs_q: ``[batch..., q_length, features]``.
-      inputs_k: ``[batch..., kv_length, features]``; None: `inputs_q`.
-      inputs_v: ``[batch..., kv_length, features]``; None: `inputs_k`.
+      inputs_q: `[batch..., q_length, features]`.
+      inputs_k: `[batch..., kv_length, features]`; None: `inputs_q`.
+      inputs_v: `[batch..., kv_length, features]`; None: `inputs_k`.
       inputs_kv: both of them at once; deprecated.
-      mask: broadcasts to ``[batch..., heads, q_length, kv_length]``; False: do
+      mask: broadcasts to `[batch..., heads, q_length, kv_length]`; False: do
         not attend.
       deterministic: whether to leave dropout out; here or as attribute.
-      dropout_rng: the key of the dropout; None: from the stream ``dropout``.
-      sow_weights: whether to sow the weights as ``attention_weights`` into the
-        collection ``intermediates``, which must be mutable to be returned.
+      dropout_rng: the key of the dropout; None: from the stream `dropout`.
+      sow_weights: whether to sow the weights as `attention_weights` into the
+        collection `intermediates`, which must be mutable to be returned.
 
     Returns:
-      ``[batch..., q_length, out_features]``.
+      `[batch..., q_length, out_features]`.
 
     Raises:
       ValueError: if the inputs contradict each other, or one query does not
@@ -570,8 +570,8 @@ def _understood(function, options):
 class MultiHeadAttention(MultiHeadDotProductAttention):
   """Is `MultiHeadDotProductAttention` under a shorter name.
 
-  A layer without a name of its own is called ``MultiHeadAttention_0`` instead
-  of ``MultiHeadDotProductAttention_0``, so checkpoints, and the keys that are
+  A layer without a name of its own is called `MultiHeadAttention_0` instead
+  of `MultiHeadDotProductAttention_0`, so checkpoints, and the keys that are
   derived from the path, differ between the two.
 
   >>> import jax, jax.numpy as jnp
@@ -589,7 +589,7 @@ class MultiHeadAttention(MultiHeadDotProductAttention):
 class SelfAttention(MultiHeadDotProductAttention):
   """Attends from a sequence to itself; deprecated.
 
-  Write ``MultiHeadDotProductAttention(...)(inputs_q)`` instead.
+  Write `MultiHeadDotProductAttention(...)(inputs_q)` instead.
 
   >>> import warnings
   >>> import jax, jax.numpy as jnp
@@ -616,15 +616,15 @@ class SelfAttention(MultiHeadDotProductAttention):
     """Attends from `inputs_q` to itself.
 
     Args:
-      inputs_q: ``[batch..., length, features]``.
-      mask: broadcasts to ``[batch..., heads, length, length]``; False: do not
+      inputs_q: `[batch..., length, features]`.
+      mask: broadcasts to `[batch..., heads, length, length]`; False: do not
         attend.
       deterministic: whether to leave dropout out; here or as attribute.
-      dropout_rng: the key of the dropout; None: from the stream ``dropout``.
-      sow_weights: whether to sow the weights into ``intermediates``.
+      dropout_rng: the key of the dropout; None: from the stream `dropout`.
+      sow_weights: whether to sow the weights into `intermediates`.
 
     Returns:
-      ``[batch..., length, out_features]``.
+      `[batch..., length, out_features]`.
     """
     warnings.warn(
       'SelfAttention will be deprecated soon. Use '
@@ -662,15 +662,15 @@ def make_attention_mask(
    [0 0 0]]
 
   Args:
-    query_input: ``[batch..., q_length]``.
-    key_input: ``[batch..., kv_length]``.
+    query_input: `[batch..., q_length]`.
+    key_input: `[batch..., kv_length]`.
     pairwise_fn: takes the two, broadcast against each other, and says which
       pairs may attend.
     extra_batch_dims: how many axes of size one to put in front.
     dtype: the dtype of the mask.
 
   Returns:
-    ``[batch..., 1, q_length, kv_length]``, the 1 standing for the heads.
+    `[batch..., 1, q_length, kv_length]`, the 1 standing for the heads.
   """
   mask = pairwise_fn(
     jnp.expand_dims(query_input, axis=-1), jnp.expand_dims(key_input, axis=-2)
@@ -693,12 +693,12 @@ def make_causal_mask(
    [1 1 1]]
 
   Args:
-    x: ``[batch..., length]``; only its shape matters.
+    x: `[batch..., length]`; only its shape matters.
     extra_batch_dims: how many axes of size one to put in front.
     dtype: the dtype of the mask.
 
   Returns:
-    ``[batch..., 1, length, length]``, the 1 standing for the heads.
+    `[batch..., 1, length, length]`, the 1 standing for the heads.
   """
   positions = jnp.broadcast_to(
     jnp.arange(x.shape[-1], dtype=jnp.int32), x.shape

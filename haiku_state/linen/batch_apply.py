@@ -12,7 +12,7 @@ from haiku_state.typing import Array
 
 
 class BatchApply:
-  """It merges leading axes to one, calls a function, and splits them again.
+  """Merges leading axes to one, calls a function, and splits them again.
 
   So a layer for `(batch, ...)` can be used on `(time, batch, ...)`. An array
   with fewer axes than are merged goes through as it is.
@@ -29,7 +29,7 @@ class BatchApply:
   """
 
   def __init__(self, f: Callable[..., Any], num_dims: int = 2):
-    """It wraps a function.
+    """Wraps a function.
 
     Args:
       f: the function, or a module; its arguments and results are trees of
@@ -40,7 +40,7 @@ class BatchApply:
     self.num_dims = num_dims
 
   def __call__(self, *args: Any, **kwargs: Any) -> Any:
-    """It calls the function on merged arguments.
+    """Calls the function on merged arguments.
 
     Args:
       *args: positional arguments of the function.
@@ -68,7 +68,7 @@ class BatchApply:
 
 
 def arbitrary_mergeable_leaf(min_num_dims: int, args: Any, kwargs: Any) -> Any:
-  """It returns the first leaf with enough axes, None if there is none.
+  """Returns the first leaf with enough axes, None if there is none.
 
   Args:
     min_num_dims: number of axes that are enough.
@@ -89,7 +89,7 @@ def arbitrary_mergeable_leaf(min_num_dims: int, args: Any, kwargs: Any) -> Any:
 
 
 def ndim_at_least(x: Any, num_dims: int) -> bool:
-  """It tells whether `x`, an array or number, has `num_dims` axes or more.
+  """Tells whether `x`, an array or number, has `num_dims` axes or more.
 
   >>> ndim_at_least(1.0, 0), ndim_at_least(1.0, 1)
   (True, False)
@@ -100,7 +100,7 @@ def ndim_at_least(x: Any, num_dims: int) -> bool:
 
 
 def merge_leading_dims(x: Any, num_dims: int) -> Any:
-  """It makes the first `num_dims` axes one, if `x` has that many.
+  """Makes the first `num_dims` axes one, if `x` has that many.
 
   >>> import numpy as np
   >>> merge_leading_dims(np.ones((2, 3, 4)), 2).shape
@@ -112,7 +112,7 @@ def merge_leading_dims(x: Any, num_dims: int) -> Any:
 
 
 def split_leading_dim(x: Array, to_dim: tuple[int, ...]) -> Array:
-  """It makes the first axis several, of the sizes `to_dim`.
+  """Makes the first axis several, of the sizes `to_dim`.
 
   >>> import numpy as np
   >>> split_leading_dim(np.ones((6, 4)), (2, 3)).shape

@@ -7,7 +7,7 @@ from haiku_state.linen.module import Module, compact
 
 
 class Sequential(Module):
-  """It calls layers one after the other, each with what the last returned.
+  """Calls layers one after the other, each with what the last returned.
 
   A layer is any callable: a module, a function such as `nn.relu`, or a function
   that makes a module from its argument, `lambda x: nn.Dense(x.shape[-1])(x)`.
@@ -42,7 +42,7 @@ class Sequential(Module):
 
   @compact
   def __call__(self, *args, **kwargs):
-    """It runs the chain.
+    """Runs the chain.
 
     Args:
       *args: positional arguments of the first layer.

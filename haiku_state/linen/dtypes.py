@@ -22,7 +22,7 @@ _SETTLED = frozenset(map(jnp.dtype, ('float32', 'bfloat16', 'float16')))
 def promote_dtype(
   *args: Any, dtype: Dtype | None = None, inexact: bool = True
 ) -> list[Any]:
-  """It casts the arguments to the one dtype that they are computed in.
+  """Casts the arguments to the one dtype that they are computed in.
 
   Args:
     *args: arrays, numbers, or None, which stays None.
@@ -52,7 +52,7 @@ def promote_dtype(
 def canonicalize_dtype(
   *args: Any, dtype: Dtype | None = None, inexact: bool = True
 ) -> Dtype:
-  """It settles the dtype of a computation on the arguments.
+  """Settles the dtype of a computation on the arguments.
 
   Args:
     *args: arrays, numbers, or None, which has no say.
@@ -92,7 +92,7 @@ def canonicalize_dtype(
 
 
 def _shared_dtype(args: Iterable[Any]) -> Any:
-  """It returns the settled dtype of all arrays in `args`, else None.
+  """Returns the settled dtype of all arrays in `args`, else None.
 
   It stands in front of the general rule because it is what nearly every call
   of a layer meets, and takes 2 us where promotion and casts take 50.
@@ -111,7 +111,7 @@ def _shared_dtype(args: Iterable[Any]) -> Any:
 
 
 def _has_dtype(x: Any, dtype: Dtype) -> bool:
-  """It tells whether a cast of `x` to `dtype` would return `x`."""
+  """Tells whether a cast of `x` to `dtype` would return `x`."""
   return (
     isinstance(x, jax.Array)
     and x.dtype == dtype

@@ -237,7 +237,7 @@ def qdq(x, q_dtype, scale, compute_dtype):
 def compute_scale(amax, scale, fp8_max, margin=0):
   """Computes the scale that takes `amax` to the largest float8.
 
-  It is ``amax * 2**margin / fp8_max``, by the steps of Transformer Engine,
+  It is `amax * 2**margin / fp8_max`, by the steps of Transformer Engine,
   whose scale is the reciprocal of this one.
 
   Args:
@@ -266,7 +266,7 @@ def compute_amax_history(x, amax_history):
 
   Args:
     x: an array.
-    amax_history: ``[amax_history_length]``.
+    amax_history: `[amax_history_length]`.
 
   Returns:
     The next history: the new value first, the rest rotated by one.
@@ -282,7 +282,7 @@ def update_fp8_meta(x, q_dtype, scale, amax_history):
     x: an array.
     q_dtype: the float8 dtype that it will be cast to.
     scale: the scale so far, float32 or `fm32`.
-    amax_history: ``[amax_history_length]``, likewise.
+    amax_history: `[amax_history_length]`, likewise.
 
   Returns:
     Scale and history, of the dtype `fm32` if both were.
@@ -431,8 +431,8 @@ def in_qdq(compute_dtype, q_dtype, inp, scale, amax_history):
     compute_dtype: the dtype in which to round.
     q_dtype: a float8 dtype.
     inp: an array.
-    scale: float32 or `fm32`, ``[1]``.
-    amax_history: likewise, ``[amax_history_length]``.
+    scale: float32 or `fm32`, `[1]`.
+    amax_history: likewise, `[amax_history_length]`.
 
   Returns:
     An array like `inp`.
@@ -469,8 +469,8 @@ def out_qdq(compute_dtype, q_dtype, out, scale, amax_history):
     compute_dtype: the dtype in which to round.
     q_dtype: a float8 dtype.
     out: an array.
-    scale: float32 or `fm32`, ``[1]``.
-    amax_history: likewise, ``[amax_history_length]``.
+    scale: float32 or `fm32`, `[1]`.
+    amax_history: likewise, `[amax_history_length]`.
 
   Returns:
     `out`.
@@ -504,8 +504,8 @@ def in_q(compute_dtype, q_dtype, inp, scale, amax_history):
     compute_dtype: the dtype in which to divide and clip.
     q_dtype: a float8 dtype.
     inp: an array.
-    scale: float32 or `fm32`, ``[1]``.
-    amax_history: likewise, ``[amax_history_length]``.
+    scale: float32 or `fm32`, `[1]`.
+    amax_history: likewise, `[amax_history_length]`.
 
   Returns:
     An array of dtype `q_dtype`, and the scale that was used.
@@ -538,7 +538,7 @@ def out_dq(dq_type, lhs_scale, rhs_scale, out):
 
   Args:
     dq_type: the dtype of the result.
-    lhs_scale: float32 or `fm32`, ``[1]``.
+    lhs_scale: float32 or `fm32`, `[1]`.
     rhs_scale: likewise.
     out: the product of the quantized operands.
 
@@ -704,10 +704,10 @@ def fp8_scaled_dot_general(
     dimension_numbers: as of `lax.dot_general`.
     precision: None; the precision is given by what is computed.
     preferred_element_type: the dtype of the product.
-    lhs_scale: float32 or `fm32`, ``[1]``.
+    lhs_scale: float32 or `fm32`, `[1]`.
     rhs_scale: likewise.
     grad_scale: likewise.
-    lhs_amax_history: float32 or `fm32`, ``[amax_history_length]``.
+    lhs_amax_history: float32 or `fm32`, `[amax_history_length]`.
     rhs_amax_history: likewise.
     grad_amax_history: likewise.
     quantize_compute_type: the dtype in which to divide and clip.
@@ -792,9 +792,9 @@ def dot_general_with_precision_jvp(
 class Fp8DotGeneralBase(Module):
   """Keeps scale and history of two operands and of their product's gradient.
 
-  For ``input``, ``kernel`` and ``output_grad`` each, in the collection
-  `OVERWRITE_WITH_GRADIENT`: ``*_scale``, float32 ``[1]``, at first one, and
-  ``*_amax_history``, float32 ``[amax_history_length]``, at first zero.
+  For `input`, `kernel` and `output_grad` each, in the collection
+  `OVERWRITE_WITH_GRADIENT`: `*_scale`, float32 `[1]`, at first one, and
+  `*_amax_history`, float32 `[amax_history_length]`, at first zero.
 
   Attributes:
     amax_history_length: how many steps the scale looks back.

@@ -29,7 +29,7 @@ from haiku_state.typing import Initializer as Initializer
 
 
 def zeros_init() -> Initializer:
-  """It returns the initializer of arrays of zeros.
+  """Returns the initializer of arrays of zeros.
 
   Returns:
     `jax.nn.initializers.zeros`: `(key, shape, dtype=float32) -> array`. It
@@ -43,7 +43,7 @@ def zeros_init() -> Initializer:
 
 
 def ones_init() -> Initializer:
-  """It returns the initializer of arrays of ones.
+  """Returns the initializer of arrays of ones.
 
   Returns:
     `jax.nn.initializers.ones`: `(key, shape, dtype=float32) -> array`. It does

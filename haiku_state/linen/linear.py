@@ -34,7 +34,7 @@ from haiku_state.typing import Shape as Shape
 
 
 class PromoteDtypeFn(Protocol):
-  """It is the type of a layer's `promote_dtype`: see `dtypes.promote_dtype`."""
+  """The type of a layer's `promote_dtype`: see `dtypes.promote_dtype`."""
 
   def __call__(
     self, *args: jax.Array | None, dtype: Any = None, inexact: bool = True
@@ -48,7 +48,7 @@ default_embed_init = initializers.variance_scaling(
 
 
 class Dense(Module):
-  """It maps the last axis of its input linearly.
+  """Maps the last axis of its input linearly.
 
       y = x @ kernel + bias
 
@@ -90,7 +90,7 @@ class Dense(Module):
 
   @compact
   def __call__(self, inputs: Array) -> Array:
-    """It maps the last axis.
+    """Maps the last axis.
 
     Args:
       inputs: array (..., inputs).
@@ -122,7 +122,7 @@ class Dense(Module):
 
 
 class DenseGeneral(Module):
-  """It maps any axes of its input linearly to any number of new ones.
+  """Maps any axes of its input linearly to any number of new ones.
 
   The axes `axis` are contracted with the kernel and become the axes `features`
   at the end; each index of the axes `batch_dims` has a kernel of its own.
@@ -173,7 +173,7 @@ class DenseGeneral(Module):
 
   @compact
   def __call__(self, inputs: Array) -> Array:
-    """It maps the chosen axes.
+    """Maps the chosen axes.
 
     Args:
       inputs: array that has the axes `axis` and `batch_dims`.
@@ -242,7 +242,7 @@ _SHAPELESS_INITS = (initializers.zeros, initializers.ones)
 
 @dataclasses.dataclass(frozen=True)
 class _FlatInit:
-  """It initializes an array as the flat one that it is a reshape of.
+  """Initializes an array as the flat one that it is a reshape of.
 
   It is data, not a closure, so that two calls of a layer ask for a parameter
   with equal initializers: the core remembers by them what it has checked.
@@ -261,7 +261,7 @@ class _FlatInit:
 
 
 class Einsum(Module):
-  """It is an einsum of its input with a learned kernel.
+  """An einsum of its input with a learned kernel.
 
       y = einsum(einsum_str, x, kernel) + bias
 
@@ -305,7 +305,7 @@ class Einsum(Module):
 
   @compact
   def __call__(self, inputs: Array, einsum_str: str | None = None) -> Array:
-    """It computes the einsum.
+    """Computes the einsum.
 
     Args:
       inputs: array, the first operand.
@@ -354,7 +354,7 @@ class Einsum(Module):
 def _einsum_bias_shapes(
   einsum_str: str, inputs: Array, kernel: Array
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-  """It returns the bias's shape, and the one that broadcasts to the result.
+  """Returns the bias's shape, and the one that broadcasts to the result.
 
   An ellipsis is replaced by letters first: it may stand for kernel axes.
   """
@@ -371,7 +371,7 @@ def _einsum_bias_shapes(
 
 
 class _Conv(Module):
-  """It is what `Conv` and `ConvLocal` share: all but the kernel's shape."""
+  """Is what `Conv` and `ConvLocal` share: all but the kernel's shape."""
 
   features: int
   kernel_size: int | Sequence[int]
@@ -400,7 +400,7 @@ class _Conv(Module):
 
   @compact
   def __call__(self, inputs: Array) -> Array:
-    """It convolves.
+    """Convolves.
 
     Args:
       inputs: array (*batch, *spatial, inputs), with as many spatial axes as the
@@ -507,7 +507,7 @@ class _Conv(Module):
 
 
 class Conv(_Conv):
-  """It convolves its input with a learned kernel.
+  """Convolves its input with a learned kernel.
 
       y = conv(x, kernel) + bias
 
@@ -562,7 +562,7 @@ class Conv(_Conv):
 
 
 class ConvLocal(_Conv):
-  """It is a convolution with a kernel of its own at each place of the output.
+  """A convolution with a kernel of its own at each place of the output.
 
   Parameters: `kernel` (*places, prod(kernel_size) * inputs, features), `bias`
   (*places, features), where `places` is the spatial shape of the output.
@@ -606,7 +606,7 @@ class ConvLocal(_Conv):
 
 
 class ConvTranspose(Module):
-  """It is the transpose of a convolution: it spreads each place out.
+  """The transpose of a convolution: it spreads each place out.
 
   Parameters: `kernel` (*kernel_size, inputs, features), or, where
   `transpose_kernel`, (*kernel_size, features, inputs); `bias` (features,).
@@ -661,7 +661,7 @@ class ConvTranspose(Module):
 
   @compact
   def __call__(self, inputs: Array) -> Array:
-    """It convolves, transposed.
+    """Convolves, transposed.
 
     Args:
       inputs: array (*batch, *spatial, inputs), with as many spatial axes as the
@@ -717,7 +717,7 @@ class ConvTranspose(Module):
 def _wrap_around(
   y: Array, periods: Sequence[int], *, extra_on_the_right: bool
 ) -> Array:
-  """It adds up what lies a whole number of periods apart.
+  """Adds up what lies a whole number of periods apart.
 
   Args:
     y: array (batch, *spatial, features), larger than one period.
@@ -744,7 +744,7 @@ def _wrap_around(
 
 
 class Embed(Module):
-  """It is a table of vectors, looked up by integers.
+  """A table of vectors, looked up by integers.
 
       y = embedding[x]
 
@@ -788,7 +788,7 @@ class Embed(Module):
     )
 
   def __call__(self, inputs: Array) -> Array:
-    """It looks up.
+    """Looks up.
 
     Args:
       inputs: array of integers, of any shape.
@@ -811,7 +811,7 @@ class Embed(Module):
     return jnp.take(embedding, inputs, axis=0)
 
   def attend(self, query: Array) -> Array:
-    """It multiplies by the transposed table, as a layer of logits does.
+    """Multiplies by the transposed table, as a layer of logits does.
 
     Args:
       query: array (..., features).
@@ -829,7 +829,7 @@ class Embed(Module):
 
 
 def canonicalize_padding(padding: PaddingLike, rank: int) -> LaxPadding:
-  """It puts the padding of a convolution in the form that `jax.lax` takes.
+  """Puts the padding of a convolution in the form that `jax.lax` takes.
 
   Args:
     padding: a string, an integer, or for each axis an integer or a pair.
@@ -866,31 +866,31 @@ def _canonicalize_tuple(x: Sequence[int] | int) -> tuple[int, ...]:
 
 
 def _normalize_axes(axes: tuple[int, ...], ndim: int) -> tuple[int, ...]:
-  """It returns the axes counted from 0, in ascending order."""
+  """Returns the axes counted from 0, in ascending order."""
   return tuple(sorted(ax if ax >= 0 else ndim + ax for ax in axes))
 
 
 def _per_axis(x: int | Sequence[int] | None, rank: int) -> tuple[int, ...]:
-  """It returns a value for each of `rank` axes; None stands for 1."""
+  """Returns a value for each of `rank` axes; None stands for 1."""
   if x is None:
     x = 1
   return (x,) * rank if isinstance(x, int) else tuple(x)
 
 
 def _choose(make: Any, function: Any, default: Any) -> Any:
-  """It returns the operation to use: the user's, or JAX's."""
+  """Returns the operation to use: the user's, or JAX's."""
   if make is not None:
     return make()
   return default if function is None else function
 
 
 def _add_bias(y: Array, bias: Array) -> Array:
-  """It adds a bias over the trailing axes of `y`."""
+  """Adds a bias over the trailing axes of `y`."""
   return y + lax.reshape(bias, (1,) * (y.ndim - bias.ndim) + bias.shape)
 
 
 def _masked_kernel(layer: Any, shape: tuple[int, ...]) -> Array:
-  """It makes the parameter `kernel` of a convolution, and masks it."""
+  """Makes the parameter `kernel` of a convolution, and masks it."""
   mask = layer.mask
   if mask is not None and mask.shape != shape:
     raise ValueError(
@@ -904,7 +904,7 @@ def _masked_kernel(layer: Any, shape: tuple[int, ...]) -> Array:
 def _flatten_batch(
   inputs: Array, rank: int
 ) -> tuple[Array, tuple[int, ...] | None]:
-  """It makes the batch axes one, and returns their shape, or None."""
+  """Makes the batch axes one, and returns their shape, or None."""
   n_batch = inputs.ndim - (rank + 1)
   if n_batch == 1:
     return inputs, None
@@ -913,7 +913,7 @@ def _flatten_batch(
 
 
 def _restore_batch(y: Array, batch_shape: tuple[int, ...] | None) -> Array:
-  """It undoes `_flatten_batch`."""
+  """Undoes `_flatten_batch`."""
   if batch_shape is None:
     return y
   return jnp.reshape(y, batch_shape + y.shape[1:])
@@ -925,7 +925,7 @@ def _pad(
   kernel_size: tuple[int, ...],
   kernel_dilation: tuple[int, ...],
 ) -> tuple[Array, LaxPadding]:
-  """It does the padding that `jax.lax` has not, and returns the rest."""
+  """Does the padding that `jax.lax` has not, and returns the rest."""
   if padding in ('CIRCULAR', 'REFLECT'):
     pads = [(0, 0)]
     for size in _dilate(kernel_size, kernel_dilation):
@@ -943,14 +943,14 @@ def _pad(
 
 
 def _dilate(sizes: Sequence[int], dilation: Sequence[int]) -> list[int]:
-  """It returns the sizes of axes with `d - 1` gaps between their elements."""
+  """Returns the sizes of axes with `d - 1` gaps between their elements."""
   return [max((n - 1) * d + 1, 0) for n, d in zip(sizes, dilation)]
 
 
 def _conv_dimension_numbers(
   input_shape: tuple[int, ...],
 ) -> lax.ConvDimensionNumbers:
-  """It describes channels-last input and output, and kernels as in `Conv`."""
+  """Describes channels-last input and output, and kernels as in `Conv`."""
   ndim = len(input_shape)
   channels_last = (0, ndim - 1, *range(1, ndim - 1))
   return lax.ConvDimensionNumbers(
@@ -966,7 +966,7 @@ def _conv_places(
   padding: LaxPadding,
   geometry: dict[str, Any],
 ) -> tuple[int, ...]:
-  """It returns the spatial shape of the output of a convolution."""
+  """Returns the spatial shape of the output of a convolution."""
   if operation is not lax.conv_general_dilated:
     return jax.eval_shape(
       lambda lhs, rhs: operation(

@@ -29,7 +29,7 @@ field = dataclasses.field
 
 
 class BatchNorm(Module):
-  """It normalizes each feature by its statistics over the batch.
+  """Normalizes each feature by its statistics over the batch.
 
       y = (x - mean) / sqrt(var + epsilon) * scale + bias
 
@@ -126,7 +126,7 @@ class BatchNorm(Module):
     *,
     mask: jax.Array | None = None,
   ):
-    """It normalizes, and updates the running averages in training.
+    """Normalizes, and updates the running averages in training.
 
     Args:
       x: array that has the feature axes.
@@ -177,7 +177,7 @@ class BatchNorm(Module):
 
 
 class LayerNorm(Module):
-  """It normalizes each example by its own statistics over its features.
+  """Normalizes each example by its own statistics over its features.
 
       y = (x - mean) / sqrt(var + epsilon) * scale + bias
 
@@ -230,7 +230,7 @@ class LayerNorm(Module):
 
   @compact
   def __call__(self, x, *, mask: jax.Array | None = None):
-    """It normalizes.
+    """Normalizes.
 
     Args:
       x: array that has the reduction and feature axes.
@@ -246,7 +246,7 @@ class LayerNorm(Module):
 
 
 class RMSNorm(Module):
-  """It divides each example by the root of its mean square.
+  """Divides each example by the root of its mean square.
 
       y = x / sqrt(mean(x^2) + epsilon) * scale
 
@@ -295,7 +295,7 @@ class RMSNorm(Module):
 
   @compact
   def __call__(self, x, *, mask: jax.Array | None = None):
-    """It normalizes.
+    """Normalizes.
 
     Args:
       x: array that has the reduction and feature axes.
@@ -326,7 +326,7 @@ class RMSNorm(Module):
 
 
 class GroupNorm(Module):
-  """It normalizes groups of channels of each example by their statistics.
+  """Normalizes groups of channels of each example by their statistics.
 
       y = (x - mean) / sqrt(var + epsilon) * scale + bias
 
@@ -385,7 +385,7 @@ class GroupNorm(Module):
 
   @compact
   def __call__(self, x, *, mask: jax.Array | None = None):
-    """It normalizes.
+    """Normalizes.
 
     Args:
       x: array (batch, ..., channels).
@@ -431,7 +431,7 @@ class GroupNorm(Module):
 def _number_of_groups(
   channels: int, num_groups: int | None, group_size: int | None
 ) -> int:
-  """It returns the number of groups, from it or from their size."""
+  """Returns the number of groups, from it or from their size."""
   if (num_groups is None) == (group_size is None):
     raise ValueError(
       'Either `num_groups` or `group_size` should be '
@@ -456,7 +456,7 @@ def _number_of_groups(
 
 
 class InstanceNorm(Module):
-  """It normalizes each channel of each example by its own statistics.
+  """Normalizes each channel of each example by its own statistics.
 
       y = (x - mean) / sqrt(var + epsilon) * scale + bias
 
@@ -506,7 +506,7 @@ class InstanceNorm(Module):
 
   @compact
   def __call__(self, x, *, mask: jax.Array | None = None):
-    """It normalizes.
+    """Normalizes.
 
     Args:
       x: array (batch, ...) that has the feature axes.
@@ -530,7 +530,7 @@ class InstanceNorm(Module):
 
 
 class SpectralNorm(Module):
-  """It wraps a layer and divides its weights by their largest singular value.
+  """Wraps a layer and divides its weights by their largest singular value.
 
       u, v = power iteration, n_steps from the last u
       weight / sigma, where sigma = v @ weight @ u
@@ -582,7 +582,7 @@ class SpectralNorm(Module):
 
   @compact
   def __call__(self, *args, update_stats: bool, **kwargs):
-    """It runs the layer with normalized weights.
+    """Runs the layer with normalized weights.
 
     Args:
       *args: positional arguments of the layer.
@@ -601,7 +601,7 @@ class SpectralNorm(Module):
     return _with_mapped_variables(self, normalize, args, kwargs, mutable=True)
 
   def _spectral_normalize(self, path, vs, update_stats):
-    """It normalizes one variable of the layer.
+    """Normalizes one variable of the layer.
 
     Args:
       path: where it is, as a path of `jax.tree_util`: collection, names.
@@ -659,7 +659,7 @@ class SpectralNorm(Module):
 
 
 class WeightNorm(Module):
-  """It wraps a layer and normalizes its weights to a learned length.
+  """Wraps a layer and normalizes its weights to a learned length.
 
       weight / sqrt(sum(weight^2) + epsilon) * scale
 
@@ -707,7 +707,7 @@ class WeightNorm(Module):
 
   @compact
   def __call__(self, *args, **kwargs):
-    """It runs the layer with normalized weights.
+    """Runs the layer with normalized weights.
 
     Args:
       *args: positional arguments of the layer.
@@ -719,7 +719,7 @@ class WeightNorm(Module):
     return _with_mapped_variables(self, self._l2_normalize, args, kwargs)
 
   def _l2_normalize(self, path, vs):
-    """It normalizes one variable of the layer, if the filter lets it through.
+    """Normalizes one variable of the layer, if the filter lets it through.
 
     Args:
       path: where it is, as a path of `jax.tree_util`: collection, names.
@@ -764,7 +764,7 @@ def _with_mapped_variables(
   kwargs: dict[str, Any],
   **options: Any,
 ) -> Any:
-  """It runs the wrapped layer on variables that went through `change`."""
+  """Runs the wrapped layer on variables that went through `change`."""
   return map_variables(
     lambda layer: layer(*args, **kwargs),
     trans_in_fn=lambda vs: jax.tree_util.tree_map_with_path(change, vs),
@@ -774,7 +774,7 @@ def _with_mapped_variables(
 
 
 def _variable_name(layer: Any, path: tuple[Any, ...]) -> str:
-  """It returns `<layer>/<path>` without the collection."""
+  """Returns `<layer>/<path>` without the collection."""
   inner = jax.tree_util.keystr(path[1:], simple=True, separator='/')
   return f'{layer.name}/{inner}'
 
@@ -782,7 +782,7 @@ def _variable_name(layer: Any, path: tuple[Any, ...]) -> str:
 def _l2_normalize(
   x: Array, axis: Axes | None = None, eps: float = 1e-12
 ) -> Array:
-  """It divides by the root of the sum of squares over `axis`, plus `eps`."""
+  """Divides by the root of the sum of squares over `axis`, plus `eps`."""
   return x * lax.rsqrt((x * x).sum(axis=axis, keepdims=True) + eps)
 
 
@@ -797,7 +797,7 @@ def _layer_stats(
   axis_name: Any,
   use_mean: bool = True,
 ) -> tuple[Array, Array]:
-  """It computes the statistics that the fields of a layer ask for.
+  """Computes the statistics that the fields of a layer ask for.
 
   Raises:
     NameError: if there is no mapped axis of that name.
@@ -821,7 +821,7 @@ def _layer_stats(
 
 
 def _how_to_bind(layer: Any, axis_name: Any) -> str:
-  """It explains an unbound axis name to the author of the program."""
+  """Explains an unbound axis name to the author of the program."""
   kind = type(layer).__name__
   path = '/' + '/'.join(layer.path)
   names = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
@@ -854,7 +854,7 @@ def _layer_normalize(
   reduction_axes: Axes,
   feature_axes: Axes,
 ) -> Array:
-  """It normalizes as the fields of a layer ask for."""
+  """Normalizes as the fields of a layer ask for."""
   return _normalize(
     layer,
     x,
@@ -884,7 +884,7 @@ def _compute_stats(
   mask: Array | None = None,
   force_float32_reductions: bool = True,
 ) -> tuple[Array, Array]:
-  """It computes mean and variance.
+  """Computes mean and variance.
 
   Args:
     x: array, also complex: the variance is E[|x - E[x]|^2].
@@ -942,14 +942,14 @@ def _compute_stats(
 def _local_means(
   *xs: Array, axes: tuple[int, ...], mask: Array | None
 ) -> tuple[Array, ...]:
-  """It returns the mean of each array over `axes`."""
+  """Returns the mean of each array over `axes`."""
   return tuple(x.mean(axes, where=mask) for x in xs)
 
 
 def _mapped_means(
   *xs: Array, axes: tuple[int, ...], over: tuple[Any, Any]
 ) -> tuple[Array, ...]:
-  """It returns the mean of each array over `axes` and the mapped axis."""
+  """Returns the mean of each array over `axes` and the mapped axis."""
   axis_name, groups = over
   means = _local_means(*xs, axes=axes, mask=None)
   if len(means) == 1:
@@ -964,7 +964,7 @@ def _mapped_means(
 def _masked_mapped_means(
   *xs: Array, axes: tuple[int, ...], mask: Array, over: tuple[Any, Any]
 ) -> tuple[Array, ...]:
-  """It returns the mean of what is unmasked anywhere along the mapped axis.
+  """Returns the mean of what is unmasked anywhere along the mapped axis.
 
   The mean of the shards' means would weigh a shard of two elements like one of
   a thousand; so sums and counts are added up apart. Where the count is 0 so is
@@ -1002,7 +1002,7 @@ def _normalize(
   scale_init: Initializer,
   force_float32_reductions: bool = True,
 ) -> Array:
-  """It normalizes by given statistics, and scales and shifts.
+  """Normalizes by given statistics, and scales and shifts.
 
   Args:
     mdl: module that gets the parameters `scale` and `bias`.
@@ -1053,7 +1053,7 @@ def _normalize(
 
 
 def _canonicalize_axes(rank: int, axes: Axes) -> tuple[int, ...]:
-  """It returns axes counted from 0, each once, in ascending order."""
+  """Returns axes counted from 0, each once, in ascending order."""
   if not isinstance(axes, Iterable):
     axes = (axes,)
   return tuple({rank + axis if axis < 0 else axis for axis in axes})
@@ -1062,7 +1062,7 @@ def _canonicalize_axes(rank: int, axes: Axes) -> tuple[int, ...]:
 def _feature_shapes(
   shape: tuple[int, ...], axes: tuple[int, ...]
 ) -> tuple[list[int], list[int]]:
-  """It returns the shape of `axes`, alone and among axes of size 1."""
+  """Returns the shape of `axes`, alone and among axes of size 1."""
   broadcast_shape = [1] * len(shape)
   for ax in axes:
     broadcast_shape[ax] = shape[ax]
@@ -1070,7 +1070,7 @@ def _feature_shapes(
 
 
 def _abs_sq(x: Array) -> Array:
-  """It returns |x|^2, real also for complex x."""
+  """Returns |x|^2, real also for complex x."""
   if jnp.iscomplexobj(x):
     return lax.square(lax.real(x)) + lax.square(lax.imag(x))
   return lax.square(x)

@@ -18,7 +18,7 @@ def pool(
   strides: tuple[int, ...] | None,
   padding: str | Sequence[tuple[int, int]],
 ) -> Array:
-  """It reduces each window of the input to one element.
+  """Reduces each window of the input to one element.
 
   The result has a gradient where `jax.lax.reduce_window` has one: with the
   reductions of `avg_pool`, `max_pool` and `min_pool`, and not with any function
@@ -76,7 +76,7 @@ def avg_pool(
   padding: str | Sequence[tuple[int, int]] = 'VALID',
   count_include_pad: bool = True,
 ) -> Array:
-  """It averages each window.
+  """Averages each window.
 
   Args:
     inputs: array (*batch, *spatial, features), floating point.
@@ -114,7 +114,7 @@ def max_pool(
   strides: tuple[int, ...] | None = None,
   padding: str | Sequence[tuple[int, int]] = 'VALID',
 ) -> Array:
-  """It takes the maximum of each window; padding is minus infinity.
+  """Takes the maximum of each window; padding is minus infinity.
 
   Args:
     inputs: array (*batch, *spatial, features), floating point.
@@ -139,7 +139,7 @@ def min_pool(
   strides: tuple[int, ...] | None = None,
   padding: str | Sequence[tuple[int, int]] = 'VALID',
 ) -> Array:
-  """It takes the minimum of each window; padding is infinity.
+  """Takes the minimum of each window; padding is infinity.
 
   Args:
     inputs: array (*batch, *spatial, features), floating point.

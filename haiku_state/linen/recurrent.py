@@ -2,8 +2,8 @@
 
 A cell takes a carry and the input of one step, and returns the next carry and
 an output; `RNN` scans a cell along the time axis, `Bidirectional` runs one
-`RNN` each way. In the equations ``s`` is the logistic function, ``*``
-multiplies elementwise, and a product with a ``W`` is a matrix product.
+`RNN` each way. In the equations `s` is the logistic function, `*`
+multiplies elementwise, and a product with a `W` is a matrix product.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -69,7 +69,7 @@ class RNNCellBase(Module):
 
     Args:
       rng: a key, for carries that are drawn.
-      input_shape: the shape of the input of one step, ``[batch..., features]``.
+      input_shape: the shape of the input of one step, `[batch..., features]`.
 
     Returns:
       The carry, a tree of arrays.
@@ -103,7 +103,7 @@ def _initial_states(cell, rng, input_shape):
 
 
 class LSTMCell(RNNCellBase):
-  """Keeps a memory ``c`` behind three gates (long short-term memory).
+  """Keeps a memory `c` behind three gates (long short-term memory).
 
   ::
 
@@ -114,7 +114,7 @@ class LSTMCell(RNNCellBase):
     c' = f * c + i * g
     h' = o * tanh(c')
 
-  Each ``W`` is a `Dense` of its own, named ``ii``, ``hi``, ``if`` ...; compare
+  Each `W` is a `Dense` of its own, named `ii`, `hi`, `if` ...; compare
   `OptimizedLSTMCell`. Source: Hochreiter and Schmidhuber, "Long Short-Term
   Memory", 1997; the forget gate: Gers et al., 2000.
 
@@ -129,8 +129,8 @@ class LSTMCell(RNNCellBase):
 
   Attributes:
     features: the size of memory and output.
-    gate_fn: the ``s`` of the gates.
-    activation_fn: the ``tanh`` of candidate and output.
+    gate_fn: the `s` of the gates.
+    activation_fn: the `tanh` of candidate and output.
     kernel_init: the initializer of the kernels on the input.
     recurrent_kernel_init: that of the kernels on the state.
     bias_init: the initializer of the biases.
@@ -155,11 +155,11 @@ class LSTMCell(RNNCellBase):
     """Goes one step.
 
     Args:
-      carry: ``(c, h)``, each ``[batch..., features]``.
-      inputs: ``[batch..., input_features]``.
+      carry: `(c, h)`, each `[batch..., features]`.
+      inputs: `[batch..., input_features]`.
 
     Returns:
-      The next carry, and its ``h`` as output.
+      The next carry, and its `h` as output.
     """
     c, h = carry
     common: dict[str, Any] = dict(
@@ -188,11 +188,11 @@ class LSTMCell(RNNCellBase):
   def initialize_carry(
     self, rng: PRNGKey, input_shape: tuple[int, ...]
   ) -> tuple[Array, Array]:
-    """Makes the first ``(c, h)``, each ``[batch..., features]``.
+    """Makes the first `(c, h)`, each `[batch..., features]`.
 
     Args:
       rng: a key; zeros, the default, do not look at it.
-      input_shape: ``[batch..., input_features]``.
+      input_shape: `[batch..., input_features]`.
 
     Returns:
       The pair.
@@ -235,10 +235,10 @@ class DenseParams(Module):
     """Returns kernel and bias.
 
     Args:
-      inputs: ``[..., input_features]``; only its shape matters.
+      inputs: `[..., input_features]`; only its shape matters.
 
     Returns:
-      The kernel, ``[input_features, features]``, and the bias, ``[features]``
+      The kernel, `[input_features, features]`, and the bias, `[features]`
       or None.
     """
     kernel = self.param(
@@ -259,12 +259,12 @@ def _joined_dense(inputs, params, dtype):
   """Multiplies by all kernels at once, and splits the result again.
 
   Args:
-    inputs: ``[batch..., input_features]``.
+    inputs: `[batch..., input_features]`.
     params: pairs of kernel and bias; all biases are None, or none is.
     dtype: the dtype of the computation, or None.
 
   Returns:
-    A list of arrays ``[batch..., features]``, one for each pair.
+    A list of arrays `[batch..., features]`, one for each pair.
   """
   kernels, biases = zip(*params)
   kernel = jnp.concatenate(kernels, axis=-1)
@@ -313,11 +313,11 @@ class OptimizedLSTMCell(RNNCellBase):
     """Goes one step.
 
     Args:
-      carry: ``(c, h)``, each ``[batch..., features]``.
-      inputs: ``[batch..., input_features]``.
+      carry: `(c, h)`, each `[batch..., features]`.
+      inputs: `[batch..., input_features]`.
 
     Returns:
-      The next carry, and its ``h`` as output.
+      The next carry, and its `h` as output.
     """
     c, h = carry
     params = partial(
@@ -350,11 +350,11 @@ class OptimizedLSTMCell(RNNCellBase):
   def initialize_carry(
     self, rng: PRNGKey, input_shape: tuple[int, ...]
   ) -> tuple[Array, Array]:
-    """Makes the first ``(c, h)``, each ``[batch..., features]``.
+    """Makes the first `(c, h)`, each `[batch..., features]`.
 
     Args:
       rng: a key; zeros, the default, do not look at it.
-      input_shape: ``[batch..., input_features]``.
+      input_shape: `[batch..., input_features]`.
 
     Returns:
       The pair.
@@ -388,7 +388,7 @@ class SimpleCell(RNNCellBase):
 
   Attributes:
     features: the size of the state.
-    activation_fn: the ``tanh``.
+    activation_fn: the `tanh`.
     kernel_init: the initializer of the kernel on the input.
     recurrent_kernel_init: that of the kernel on the state.
     bias_init: the initializer of the bias.
@@ -414,8 +414,8 @@ class SimpleCell(RNNCellBase):
     """Goes one step.
 
     Args:
-      carry: the state, ``[batch..., features]``.
-      inputs: ``[batch..., input_features]``.
+      carry: the state, `[batch..., features]`.
+      inputs: `[batch..., input_features]`.
 
     Returns:
       The next state, twice: as carry and as output.
@@ -444,11 +444,11 @@ class SimpleCell(RNNCellBase):
 
   @nowrap
   def initialize_carry(self, rng: PRNGKey, input_shape: tuple[int, ...]):
-    """Makes the first state, ``[batch..., features]``.
+    """Makes the first state, `[batch..., features]`.
 
     Args:
       rng: a key; zeros, the default, do not look at it.
-      input_shape: ``[batch..., input_features]``.
+      input_shape: `[batch..., input_features]`.
 
     Returns:
       The state.
@@ -484,8 +484,8 @@ class GRUCell(RNNCellBase):
 
   Attributes:
     features: the size of the state.
-    gate_fn: the ``s`` of the gates.
-    activation_fn: the ``tanh`` of the candidate.
+    gate_fn: the `s` of the gates.
+    activation_fn: the `tanh` of the candidate.
     kernel_init: the initializer of the kernels on the input.
     recurrent_kernel_init: that of the kernels on the state.
     bias_init: the initializer of the biases.
@@ -510,8 +510,8 @@ class GRUCell(RNNCellBase):
     """Goes one step.
 
     Args:
-      carry: the state, ``[batch..., features]``.
-      inputs: ``[batch..., input_features]``.
+      carry: the state, `[batch..., features]`.
+      inputs: `[batch..., input_features]`.
 
     Returns:
       The next state, twice: as carry and as output.
@@ -539,11 +539,11 @@ class GRUCell(RNNCellBase):
 
   @nowrap
   def initialize_carry(self, rng: PRNGKey, input_shape: tuple[int, ...]):
-    """Makes the first state, ``[batch..., features]``.
+    """Makes the first state, `[batch..., features]`.
 
     Args:
       rng: a key; zeros, the default, do not look at it.
-      input_shape: ``[batch..., input_features]``.
+      input_shape: `[batch..., input_features]`.
 
     Returns:
       The state.
@@ -564,7 +564,7 @@ class MGUCell(RNNCellBase):
     n  = tanh(W_in x + b_in + f * (W_hn h + b_hn))    candidate
     h' = (1 - f) * n + f * h
 
-  and with ``reset_gate=False``, ``n = tanh(W_in x + b_in + W_hn h)``.
+  and with `reset_gate=False`, `n = tanh(W_in x + b_in + W_hn h)`.
   Source: Zhou et al. (arXiv:1603.09420).
 
   >>> import jax, jax.numpy as jnp
@@ -578,13 +578,13 @@ class MGUCell(RNNCellBase):
 
   Attributes:
     features: the size of the state.
-    gate_fn: the ``s`` of the gate.
-    activation_fn: the ``tanh`` of the candidate.
+    gate_fn: the `s` of the gate.
+    activation_fn: the `tanh` of the candidate.
     kernel_init: the initializer of the kernels on the input.
     recurrent_kernel_init: that of the kernels on the state.
-    forget_bias_init: that of ``b_if``: ones, so that gradients do not vanish
+    forget_bias_init: that of `b_if`: ones, so that gradients do not vanish
       at first (Jozefowicz et al., 2015, section 2.2).
-    activation_bias_init: that of ``b_in`` and ``b_hn``.
+    activation_bias_init: that of `b_in` and `b_hn`.
     dtype: the dtype of the computation; None: inferred from inputs and
       parameters.
     param_dtype: the dtype of the parameters and of the first carry.
@@ -609,8 +609,8 @@ class MGUCell(RNNCellBase):
     """Goes one step.
 
     Args:
-      carry: the state, ``[batch..., features]``.
-      inputs: ``[batch..., input_features]``.
+      carry: the state, `[batch..., features]`.
+      inputs: `[batch..., input_features]`.
 
     Returns:
       The next state, twice: as carry and as output.
@@ -641,11 +641,11 @@ class MGUCell(RNNCellBase):
 
   @nowrap
   def initialize_carry(self, rng: PRNGKey, input_shape: tuple[int, ...]):
-    """Makes the first state, ``[batch..., features]``.
+    """Makes the first state, `[batch..., features]`.
 
     Args:
       rng: a key; zeros, the default, do not look at it.
-      input_shape: ``[batch..., input_features]``.
+      input_shape: `[batch..., input_features]`.
 
     Returns:
       The state.
@@ -669,8 +669,8 @@ class ConvLSTMCell(RNNCellBase):
     c' = f * c + i * g
     h' = o * tanh(c')
 
-  with ``(*)`` for convolution. The four kernels lie side by side in the last
-  axis of two `Conv`, ``ih`` and ``hh``, in the order i, g, f, o. Source: Shi
+  with `(*)` for convolution. The four kernels lie side by side in the last
+  axis of two `Conv`, `ih` and `hh`, in the order i, g, f, o. Source: Shi
   et al. (arXiv:1506.04214); the 1 that keeps the forget gate open at first:
   Jozefowicz et al., 2015.
 
@@ -710,11 +710,11 @@ class ConvLSTMCell(RNNCellBase):
     """Goes one step.
 
     Args:
-      carry: ``(c, h)``, each ``[batch..., space..., features]``.
-      inputs: ``[batch..., space..., input_features]``.
+      carry: `(c, h)`, each `[batch..., space..., features]`.
+      inputs: `[batch..., space..., input_features]`.
 
     Returns:
-      The next carry, and its ``h`` as output.
+      The next carry, and its `h` as output.
     """
     c, h = carry
     conv = partial(
@@ -736,11 +736,11 @@ class ConvLSTMCell(RNNCellBase):
 
   @nowrap
   def initialize_carry(self, rng: PRNGKey, input_shape: tuple[int, ...]):
-    """Makes the first ``(c, h)``, each ``[batch..., space..., features]``.
+    """Makes the first `(c, h)`, each `[batch..., space..., features]`.
 
     Args:
       rng: a key; zeros, the default, do not look at it.
-      input_shape: ``[batch..., space..., input_features]``.
+      input_shape: `[batch..., space..., input_features]`.
 
     Returns:
       The pair.
@@ -779,8 +779,8 @@ class RNN(Module):
 
   Attributes:
     cell: the cell.
-    time_major: whether the time comes first, ``[time, batch..., features...]``,
-      and not before the features, ``[batch..., time, features...]``.
+    time_major: whether the time comes first, `[time, batch..., features...]`,
+      and not before the features, `[batch..., time, features...]`.
     return_carry: whether to return the last carry, too.
     reverse: whether to go from the end to the beginning. Outputs then come in
       the order in which they were made, unless:
@@ -819,12 +819,12 @@ class RNN(Module):
     """Runs the cell over `inputs`.
 
     Args:
-      inputs: ``[batch..., time, features...]``, or with `time_major`,
-        ``[time, batch..., features...]``.
+      inputs: `[batch..., time, features...]`, or with `time_major`,
+        `[time, batch..., features...]`.
       initial_carry: the first carry; None: the cell's `initialize_carry`.
-      init_key: the key for that; None: ``jax.random.key(0)``, since most cells
+      init_key: the key for that; None: `jax.random.key(0)`, since most cells
         do not look at it.
-      seq_lengths: integers ``[batch...]``, at least 1: how many steps of each
+      seq_lengths: integers `[batch...]`, at least 1: how many steps of each
         sequence are no padding. None: all.
       return_carry: in place of the attribute of that name, as the following.
       time_major: likewise.
@@ -920,9 +920,9 @@ def flip_sequences(
    [6 5 4]]
 
   Args:
-    inputs: ``[batch..., time, features...]``, or with `time_major`,
-      ``[time, batch..., features...]``.
-    seq_lengths: integers ``[batch...]``; None: there is no padding.
+    inputs: `[batch..., time, features...]`, or with `time_major`,
+      `[time, batch..., features...]`.
+    seq_lengths: integers `[batch...]`; None: there is no padding.
     num_batch_dims: the number of batch axes.
     time_major: whether the time axis comes first.
 
@@ -1008,11 +1008,11 @@ class Bidirectional(Module):
     """Runs both over `inputs`.
 
     Args:
-      inputs: ``[batch..., time, features...]``, or with `time_major`,
-        ``[time, batch..., features...]``.
+      inputs: `[batch..., time, features...]`, or with `time_major`,
+        `[time, batch..., features...]`.
       initial_carry: the first carries, forward and backward, as a pair.
       init_key: the key that the first carries are drawn from.
-      seq_lengths: integers ``[batch...]``: how many steps of each sequence are
+      seq_lengths: integers `[batch...]`: how many steps of each sequence are
         no padding.
       return_carry: in place of the attribute of that name, as the following.
       time_major: likewise.

@@ -44,7 +44,7 @@ def logical_to_mesh_axes(
   array_dim_names: Sequence[str | None] | None,
   rules: LogicalRules | None = None,
 ) -> PartitionSpec | None:
-  """It finds the mesh axes for the logical names of an array's axes.
+  """Finds the mesh axes for the logical names of an array's axes.
 
   Rules are tried in order. One applies if its name is among the array's, that
   axis has no mesh axis yet, and the array does not lie along the mesh axis
@@ -72,7 +72,7 @@ def logical_to_mesh_axes(
 
 
 def _assign_axes(names, rules) -> list[Any] | None:
-  """It does `logical_to_mesh_axes`, and marks names that found no rule."""
+  """Does `logical_to_mesh_axes`, and marks names that found no rule."""
   if names is None:
     return None
   if rules is None:
@@ -114,7 +114,7 @@ def _is_spec(x):
 
 
 def logical_to_mesh(tree: Any, rules: LogicalRules | None = None) -> Any:
-  """It finds the mesh axes for each PartitionSpec of logical names in a tree.
+  """Finds the mesh axes for each PartitionSpec of logical names in a tree.
 
   Args:
     tree: a pytree of specs, such as `nn.get_partition_spec` returns.
@@ -131,7 +131,7 @@ def logical_to_mesh(tree: Any, rules: LogicalRules | None = None) -> Any:
 def logical_to_mesh_sharding(
   tree: Any, mesh: jax.sharding.Mesh, rules: LogicalRules | None = None
 ) -> Any:
-  """It finds the sharding for each PartitionSpec of logical names in a tree.
+  """Finds the sharding for each PartitionSpec of logical names in a tree.
 
   Args:
     tree: a pytree of specs, such as `nn.get_partition_spec` returns.
@@ -149,7 +149,7 @@ def logical_to_mesh_sharding(
 
 
 class RulesFallback(enum.Enum):
-  """It says what a constraint does with a name to which no rule applies."""
+  """Says what a constraint does with a name to which no rule applies."""
 
   AXIS_IS_UNSHARDED = 'axis_is_unsharded'
   RAISE_ERROR = 'raise_error'
@@ -163,7 +163,7 @@ def with_logical_constraint(
   mesh: jax.sharding.Mesh | None = None,
   fallback: RulesFallback = RulesFallback.AXIS_IS_UNSHARDED,
 ):
-  """It constrains the sharding of arrays, by the logical names of their axes.
+  """Constrains the sharding of arrays, by the logical names of their axes.
 
   Without rules, or without a mesh, nothing happens.
 
@@ -235,7 +235,7 @@ def _with_sharding_constraint(
   axis_resources: PartitionSpec | None,
   mesh: jax.sharding.Mesh | None = None,
 ):
-  """It constrains an array to mesh axes, if there is a mesh."""
+  """Constrains an array to mesh axes, if there is a mesh."""
   if mesh is not None and axis_resources is not None:
     sharding = NamedSharding(mesh, axis_resources)
     return jax.lax.with_sharding_constraint(x, sharding)
@@ -245,7 +245,7 @@ def _with_sharding_constraint(
 
 
 class LogicallyPartitioned(meta.Partitioned):
-  """It is a box that gives the axes of an array logical names.
+  """A box that gives the axes of an array logical names.
 
   Attributes:
     value: the array.
@@ -260,7 +260,7 @@ class LogicallyPartitioned(meta.Partitioned):
   __eq__ = meta.Partitioned.__eq__
 
   def unbox(self, apply_constraint=True) -> Any:
-    """It returns the array, constrained by the rules if there is a mesh.
+    """Returns the array, constrained by the rules if there is a mesh.
 
     Args:
       apply_constraint: False for the array as it is.
@@ -283,7 +283,7 @@ def with_logical_partitioning(
   mesh: jax.sharding.Mesh | None = None,
   rules: LogicalRules | None = None,
 ) -> Callable[..., LogicallyPartitioned]:
-  """It wraps an initializer so that it returns a `LogicallyPartitioned` box.
+  """Wraps an initializer so that it returns a `LogicallyPartitioned` box.
 
   Args:
     fn: the initializer, or any function that returns an array.

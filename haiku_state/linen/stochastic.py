@@ -10,7 +10,7 @@ from haiku_state.typing import Array, PRNGKey
 
 
 class Dropout(Module):
-  """It zeroes a random part of its input, and scales up the rest.
+  """Zeroes a random part of its input, and scales up the rest.
 
       y = x / (1 - rate)   with probability 1 - rate
       y = 0                with probability rate
@@ -53,7 +53,7 @@ class Dropout(Module):
     deterministic: bool | None = None,
     rng: PRNGKey | None = None,
   ) -> Array:
-    """It drops elements of the input.
+    """Drops elements of the input.
 
     Args:
       inputs: array of any shape, floating point.

@@ -1,8 +1,8 @@
-"""The optimizers of ``flax.optim``, which left Flax with version 0.6.0.
+"""The optimizers of `flax.optim`, which left Flax with version 0.6.0.
 
-A program uses one by making its definition, then an ``Optimizer`` of it and the
+A program uses one by making its definition, then an `Optimizer` of it and the
 parameters, and applying gradients. Each optimizer is hyper-parameters plus one
-expression of optax; ``docs/flax_optim.md`` says how exactly they agree.
+expression of optax; `docs/flax_optim.md` says how exactly they agree.
 
 >>> import jax
 >>> import jax.numpy as jnp

@@ -29,14 +29,14 @@ class OptimizerState:
 class OptimizerDef:
   """The definition of an optimizer, and the base class of all.
 
-  A subclass overrides ``init_param_state`` and ``apply_param_gradient``, which
-  see one parameter each. ``create`` makes an ``Optimizer`` of the definition
+  A subclass overrides `init_param_state` and `apply_param_gradient`, which
+  see one parameter each. `create` makes an `Optimizer` of the definition
   and parameters; programs then use that.
 
   Definitions are values: two are equal if they are of one class and have equal
   attributes. Numbers are compared with their types, arrays by dtype and
   contents, and values that are being traced by identity. So a definition that is
-  made anew in each step does not make ``jax.jit`` trace again. (In Flax, each
+  made anew in each step does not make `jax.jit` trace again. (In Flax, each
   definition was equal to itself only.)
 
   >>> import jax.numpy as jnp
@@ -59,22 +59,22 @@ class OptimizerDef:
   """
 
   def __init__(self, hyper_params: Any):
-    """It keeps the hyper-parameters.
+    """Keeps the hyper-parameters.
 
     Args:
-      hyper_params: an instance of a ``struct.dataclass``, whose fields may be
+      hyper_params: an instance of a `struct.dataclass`, whose fields may be
         overridden in each step.
     """
     self.hyper_params = hyper_params
 
   def init_param_state(self, param: Any) -> Any:
-    """It returns the initial state for one parameter.
+    """Returns the initial state for one parameter.
 
     Args:
       param: an array.
 
     Returns:
-      A pytree; ``()`` if there is nothing to remember.
+      A pytree; `()` if there is nothing to remember.
     """
     raise NotImplementedError(
       f'{type(self).__name__} does not define init_param_state(param)'
@@ -83,13 +83,13 @@ class OptimizerDef:
   def apply_param_gradient(
     self, step: Any, hyper_params: Any, param: Any, state: Any, grad: Any
   ) -> tuple[Any, Any]:
-    """It applies the gradient of one parameter.
+    """Applies the gradient of one parameter.
 
     Args:
       step: an int32 scalar, 0 for the first gradient.
       hyper_params: the hyper-parameters of this step.
       param: the parameter, an array.
-      state: its state, as ``init_param_state`` returned it.
+      state: its state, as `init_param_state` returned it.
       grad: its gradient, an array.
 
     Returns:
@@ -101,24 +101,24 @@ class OptimizerDef:
     )
 
   def init_state(self, params: Any) -> OptimizerState:
-    """It returns the state before the first gradient of a tree of parameters."""
+    """Returns the state before the first gradient of a tree of parameters."""
     param_states = jax.tree.map(self.init_param_state, params)
     return OptimizerState(jnp.zeros((), jnp.int32), param_states)
 
   def apply_gradient(
     self, hyper_params: Any, params: Any, state: OptimizerState, grads: Any
   ) -> tuple[Any, OptimizerState]:
-    """It applies the gradients of a tree of parameters.
+    """Applies the gradients of a tree of parameters.
 
     Args:
       hyper_params: the hyper-parameters of this step.
       params: a tree of arrays.
       state: its state.
-      grads: a tree like ``params``, but for FrozenDicts in place of dicts, or
+      grads: a tree like `params`, but for FrozenDicts in place of dicts, or
         dicts in place of FrozenDicts.
 
     Returns:
-      The new parameters, in the containers of ``params``, and the new state.
+      The new parameters, in the containers of `params`, and the new state.
     """
     leaves, treedef = jax.tree.flatten(params)
     updated = [
@@ -137,14 +137,14 @@ class OptimizerDef:
     )
 
   def update_hyper_params(self, **hyper_param_overrides: Any) -> Any:
-    """It returns the hyper-parameters of one step.
+    """Returns the hyper-parameters of one step.
 
     Args:
       **hyper_param_overrides: values for some of the hyper-parameters; or
-        ``hyper_params=`` for all of them.
+        `hyper_params=` for all of them.
 
     Returns:
-      An object of the kind of ``hyper_params``.
+      An object of the kind of `hyper_params`.
 
     Raises:
       TypeError: there is no hyper-parameter of that name.
@@ -161,15 +161,15 @@ class OptimizerDef:
       ) from None
 
   def create(self, target: Any, focus: Any = None) -> Any:
-    """It makes an optimizer for a target.
+    """Makes an optimizer for a target.
 
     Args:
       target: a tree of arrays to be optimized, in any containers.
-      focus: a ``traverse_util.Traversal`` that selects the leaves to be
+      focus: a `traverse_util.Traversal` that selects the leaves to be
         optimized; the others stay as they are. All of them without it.
 
     Returns:
-      An ``Optimizer``.
+      An `Optimizer`.
     """
     # These two are defined in terms of this class.
     from haiku_state.optim import base
@@ -180,14 +180,14 @@ class OptimizerDef:
   def to_optax(
     self, **hyper_param_overrides: Any
   ) -> optax.GradientTransformation:
-    """It returns this optimizer as an optax transformation.
+    """Returns this optimizer as an optax transformation.
 
     Args:
-      **hyper_param_overrides: as for ``apply_gradient``, for all steps.
+      **hyper_param_overrides: as for `apply_gradient`, for all steps.
 
     Returns:
       A transformation whose updates are the differences of new and old
-      parameters, and whose state is an ``OptimizerState``. The optimizers of
+      parameters, and whose state is an `OptimizerState`. The optimizers of
       this package return the expression of optax that they consist of instead.
     """
     hyper_params = self.update_hyper_params(**hyper_param_overrides)
@@ -207,18 +207,18 @@ class OptimizerDef:
     return optax.GradientTransformation(init, update)
 
   def state_dict(self, target: Any, state: OptimizerState) -> dict[str, Any]:
-    """It returns ``{'target': ..., 'state': ...}`` with nested state dicts."""
+    """Returns `{'target': ..., 'state': ...}` with nested state dicts."""
     return serialization.to_state_dict({'target': target, 'state': state})
 
   def restore_state(
     self, opt_target: Any, opt_state: OptimizerState, state_dict: Any
   ) -> tuple[Any, OptimizerState]:
-    """It returns target and state with the values of a state dict.
+    """Returns target and state with the values of a state dict.
 
     Args:
       opt_target: a target with the structure of the result.
       opt_state: a state with the structure of the result.
-      state_dict: what ``state_dict`` returned, here or in Flax.
+      state_dict: what `state_dict` returned, here or in Flax.
 
     Raises:
       ValueError: names or sizes differ.
@@ -244,7 +244,7 @@ class OptimizerDef:
 
 
 def flatten_like(params: Any, tree: Any, what: str) -> list[Any]:
-  """It returns the parts of a tree that stand where parameters stand.
+  """Returns the parts of a tree that stand where parameters stand.
 
   Args:
     params: a tree of parameters.
@@ -253,7 +253,7 @@ def flatten_like(params: Any, tree: Any, what: str) -> list[Any]:
     what: the name of the tree in the error message.
 
   Returns:
-    A list, in the order of ``jax.tree.leaves(params)``.
+    A list, in the order of `jax.tree.leaves(params)`.
 
   Raises:
     ValueError: the tree is of another structure.
@@ -271,7 +271,7 @@ def flatten_like(params: Any, tree: Any, what: str) -> list[Any]:
 
 
 def _unfrozen(tree: Any) -> Any:
-  """It replaces FrozenDicts by dicts, also those inside other containers."""
+  """Replaces FrozenDicts by dicts, also those inside other containers."""
   return jax.tree.map(
     lambda x: _unfrozen(unfreeze(x)) if isinstance(x, FrozenDict) else x,
     tree,
@@ -280,7 +280,7 @@ def _unfrozen(tree: Any) -> Any:
 
 
 def _value(tree: Any) -> Any:
-  """It returns something that is equal, and has equal hash, for equal trees."""
+  """Returns something that is equal, and has equal hash, for equal trees."""
   leaves, treedef = jax.tree.flatten(tree)
   return treedef, tuple(map(_leaf_value, leaves))
 

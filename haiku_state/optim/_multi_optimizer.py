@@ -17,12 +17,12 @@ class MultiOptimizer(OptimizerDef):
   """Optimizes the leaves that traversals select, each by its own definition.
 
   Leaves that no traversal selects stay as they are, and have the state None.
-  There is one step for all. Hyper-parameters given to ``apply_gradient`` by name
+  There is one step for all. Hyper-parameters given to `apply_gradient` by name
   are for all definitions; those of each are given as a list,
-  ``hyper_params=[...]``.
+  `hyper_params=[...]`.
 
   Which leaves are selected depends on their paths, shapes and dtypes; a filter
-  sees objects with ``shape``, ``dtype``, ``ndim`` and ``size``, never values.
+  sees objects with `shape`, `dtype`, `ndim` and `size`, never values.
 
   >>> import jax.numpy as jnp
   >>> from haiku_state import optim
@@ -45,10 +45,10 @@ class MultiOptimizer(OptimizerDef):
     self,
     *traversals_and_optimizers: tuple[traverse_util.Traversal, OptimizerDef],
   ):
-    """It takes the traversals with their definitions.
+    """Takes the traversals with their definitions.
 
     Args:
-      *traversals_and_optimizers: pairs ``(traversal, definition)``. No two
+      *traversals_and_optimizers: pairs `(traversal, definition)`. No two
         traversals may select the same leaf.
     """
     self.traversals = tuple(t for t, _ in traversals_and_optimizers)
@@ -56,7 +56,7 @@ class MultiOptimizer(OptimizerDef):
     super().__init__([d.hyper_params for d in self.sub_optimizers])
 
   def init_state(self, params: Any) -> OptimizerState:
-    """It returns the initial state.
+    """Returns the initial state.
 
     Raises:
       ValueError: two traversals select the same leaf.
@@ -72,7 +72,7 @@ class MultiOptimizer(OptimizerDef):
     )
 
   def apply_gradient(self, hyper_params, params, state, grads):
-    """It applies the gradients of the selected leaves.
+    """Applies the gradients of the selected leaves.
 
     Args:
       hyper_params: a list with the hyper-parameters of each definition.
@@ -107,11 +107,11 @@ class MultiOptimizer(OptimizerDef):
     )
 
   def update_hyper_params(self, **hyper_param_overrides: Any) -> list[Any]:
-    """It returns the hyper-parameters of one step, a list.
+    """Returns the hyper-parameters of one step, a list.
 
     Args:
       **hyper_param_overrides: hyper-parameters for every definition, or
-        ``hyper_params=`` with a list of one object for each.
+        `hyper_params=` with a list of one object for each.
     """
     hyper_params = hyper_param_overrides.pop('hyper_params', self.hyper_params)
     return [
@@ -120,7 +120,7 @@ class MultiOptimizer(OptimizerDef):
     ]
 
   def _places(self, params: Any) -> list[list[int]]:
-    """It returns which leaves each traversal selects, as indices.
+    """Returns which leaves each traversal selects, as indices.
 
     The traversals see stand-ins for the leaves, and the target alone: they need
     not know how to walk the state, which has more levels.

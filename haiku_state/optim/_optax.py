@@ -1,13 +1,13 @@
 """Optimizers that are one expression of optax.
 
 An optimizer of Flax keeps one step, and one small state for each parameter: a
-tree of ``(grad_ema, grad_sq_ema)``. A transformation of optax keeps it the other
-way round: ``ScaleByAdamState(count, mu=tree, nu=tree)``, nested as the
+tree of `(grad_ema, grad_sq_ema)`. A transformation of optax keeps it the other
+way round: `ScaleByAdamState(count, mu=tree, nu=tree)`, nested as the
 expression is. So in each step the states are transposed on the way in and out.
 
 The structure of the optax state comes from the transformation itself, started
-for one scalar: each leaf has a name there (``mu``), which says what of Flax's
-states belongs in its place; Flax's step belongs in the place of every ``count``.
+for one scalar: each leaf has a name there (`mu`), which says what of Flax's
+states belongs in its place; Flax's step belongs in the place of every `count`.
 Nothing depends on how an expression nests its states. All parameters go through
 optax at once, as a tuple, so what they share is computed once; as no expression
 used here looks across parameters, one alone gets the same numbers.
@@ -36,12 +36,12 @@ class OptaxOptimizerDef(OptimizerDef):
   gradients or a float32 array as learning rate made float32 parameters of
   bfloat16 ones.) Integers become floating, as in Flax.
 
-  A subclass of such an optimizer may override ``apply_param_gradient``, which
-  is then what counts, here and in ``to_optax``.
+  A subclass of such an optimizer may override `apply_param_gradient`, which
+  is then what counts, here and in `to_optax`.
 
   Attributes:
     param_state: the class of the state of one parameter.
-    optax_names: the name in the optax state of each field of ``param_state``.
+    optax_names: the name in the optax state of each field of `param_state`.
       A field that the transformation does not have keeps its value.
     keeps_numpy: whether NumPy computes where all arrays are NumPy's, which then
       stay so. So it is in Flax where a rule uses no function of JAX.
@@ -52,14 +52,14 @@ class OptaxOptimizerDef(OptimizerDef):
   keeps_numpy: ClassVar[bool] = False
 
   def transformation(self, hyper_params: Any) -> optax.GradientTransformation:
-    """It returns the optax expression of these hyper-parameters."""
+    """Returns the optax expression of these hyper-parameters."""
     raise NotImplementedError
 
   def init_param_state(self, param: Any) -> Any:
     return self.param_state(**self.initial_values(jnp.asarray(param)))
 
   def initial_values(self, param: jax.Array) -> dict[str, Any]:
-    """It returns the fields of ``param_state`` before the first step.
+    """Returns the fields of `param_state` before the first step.
 
     They are zeros whatever the hyper-parameters are: a subclass with a rule of
     its own may have others than the transformation knows.
@@ -90,11 +90,11 @@ class OptaxOptimizerDef(OptimizerDef):
   def to_optax(
     self, **hyper_param_overrides: Any
   ) -> optax.GradientTransformation:
-    """It returns the optax transformation that this optimizer consists of.
+    """Returns the optax transformation that this optimizer consists of.
 
     Args:
-      **hyper_param_overrides: as for ``apply_gradient``, for all steps.
-        ``learning_rate`` may also be a schedule, a function of the step.
+      **hyper_param_overrides: as for `apply_gradient`, for all steps.
+        `learning_rate` may also be a schedule, a function of the step.
 
     Returns:
       A transformation for trees of parameters, with a state of optax's.
@@ -126,7 +126,7 @@ class OptaxOptimizerDef(OptimizerDef):
     states: Sequence[Any],
     grads: Sequence[Any],
   ) -> tuple[list[Any], list[Any]]:
-    """It applies the gradients of a list of parameters.
+    """Applies the gradients of a list of parameters.
 
     Returns:
       The new parameters and the new states.
@@ -186,7 +186,7 @@ def _check_learning_rate(optimizer: str, learning_rate: Any) -> None:
 
 
 def names_of_leaves(optax_state: Any) -> tuple[list[str], Any]:
-  """It returns the fields that hold the leaves of a state for one parameter."""
+  """Returns the fields that hold the leaves of a state for one parameter."""
   leaves, treedef = jax.tree_util.tree_flatten_with_path(optax_state)
   return [path[-1].name for path, _ in leaves], treedef
 
@@ -217,7 +217,7 @@ def _with_dtype_of(old: Any, new: Any) -> Any:
 
 
 def decayed_weights(weight_decay: Any) -> optax.GradientTransformation:
-  """It adds decayed parameters to the updates, unless the rate is plainly 0.
+  """Adds decayed parameters to the updates, unless the rate is plainly 0.
 
   A rate that is an array, or traced, is used whatever its value is.
   """

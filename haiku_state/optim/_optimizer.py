@@ -13,13 +13,13 @@ from haiku_state.optim._definition import OptimizerDef, OptimizerState
 class Optimizer(struct.PyTreeNode):
   """A target, the state of its optimizer, and the optimizer's definition.
 
-  It is immutable: ``apply_gradient`` returns a new one. It is a pytree with the
-  children ``state`` and ``target``, so it goes through ``jax.jit``, ``jax.vmap``
-  and ``jax.pmap``, and ``haiku_state.serialization`` can save it.
+  It is immutable: `apply_gradient` returns a new one. It is a pytree with the
+  children `state` and `target`, so it goes through `jax.jit`, `jax.vmap`
+  and `jax.pmap`, and `haiku_state.serialization` can save it.
 
   Attributes:
     optimizer_def: the definition, which is static.
-    state: an ``OptimizerState``.
+    state: an `OptimizerState`.
     target: the tree of arrays that is optimized.
 
   >>> import jax
@@ -38,14 +38,14 @@ class Optimizer(struct.PyTreeNode):
   def apply_gradient(
     self, grads: Any, **hyper_param_overrides: Any
   ) -> 'Optimizer':
-    """It returns the optimizer after one step.
+    """Returns the optimizer after one step.
 
     Args:
       grads: a tree of gradients like the target. A dict may stand for a
         FrozenDict and the other way round; the target keeps its containers.
       **hyper_param_overrides: hyper-parameters for this step alone, such as
-        ``learning_rate=schedule(optimizer.state.step)``; they may be traced.
-        ``hyper_params=`` replaces all of them.
+        `learning_rate=schedule(optimizer.state.step)`; they may be traced.
+        `hyper_params=` replaces all of them.
 
     Returns:
       A new optimizer.
@@ -65,14 +65,14 @@ class Optimizer(struct.PyTreeNode):
     return self.replace(target=target, state=state)
 
   def compute_gradient(self, loss_fn: Any) -> tuple[Any, ...]:
-    """It computes a loss and its gradient; like ``jax.value_and_grad``.
+    """Computes a loss and its gradient; like `jax.value_and_grad`.
 
     Args:
       loss_fn: a function of the target that returns the loss, or a pair of
         the loss and anything else.
 
     Returns:
-      ``(loss, grad)``, or ``(loss, aux, grad)``.
+      `(loss, grad)`, or `(loss, aux, grad)`.
 
     >>> from haiku_state import optim
     >>> optimizer = optim.GradientDescent(0.1).create(3.0)
@@ -97,14 +97,14 @@ class Optimizer(struct.PyTreeNode):
   def optimize(
     self, loss_fn: Any, **hyper_param_overrides: Any
   ) -> tuple[Any, ...]:
-    """It computes the gradient of a loss and applies it.
+    """Computes the gradient of a loss and applies it.
 
     Args:
-      loss_fn: as for ``compute_gradient``.
-      **hyper_param_overrides: as for ``apply_gradient``.
+      loss_fn: as for `compute_gradient`.
+      **hyper_param_overrides: as for `apply_gradient`.
 
     Returns:
-      ``(optimizer, loss)``, or ``(optimizer, loss, aux)``.
+      `(optimizer, loss)`, or `(optimizer, loss, aux)`.
     """
     *loss_and_aux, grad = self.compute_gradient(loss_fn)
     return (self.apply_gradient(grad, **hyper_param_overrides), *loss_and_aux)
@@ -112,10 +112,10 @@ class Optimizer(struct.PyTreeNode):
   def replicate(
     self, devices: Sequence[Any] | None = None, axis_name: str = 'batch'
   ) -> 'Optimizer':
-    """It copies the optimizer to several devices, for use under ``jax.pmap``.
+    """Copies the optimizer to several devices, for use under `jax.pmap`.
 
-    The copy averages the gradients over the devices in ``apply_gradient``, which
-    must be called in a ``jax.pmap`` with this ``axis_name``. Its state dict is
+    The copy averages the gradients over the devices in `apply_gradient`, which
+    must be called in a `jax.pmap` with this `axis_name`. Its state dict is
     that of one device.
 
     Args:
@@ -130,10 +130,10 @@ class Optimizer(struct.PyTreeNode):
     return optimizer.replace(optimizer_def=definition)
 
   def unreplicate(self) -> 'Optimizer':
-    """It returns the optimizer of the first device.
+    """Returns the optimizer of the first device.
 
     Raises:
-      ValueError: the optimizer was not made by ``replicate``.
+      ValueError: the optimizer was not made by `replicate`.
     """
     definition = self.optimizer_def
     if not isinstance(definition, ReplicatedOptimizer):
@@ -143,14 +143,14 @@ class Optimizer(struct.PyTreeNode):
     return _unreplicate(self).replace(optimizer_def=definition.optimizer_def)
 
   def state_dict(self) -> dict[str, Any]:
-    """It returns ``{'target': ..., 'state': ...}``, in Flax's layout."""
+    """Returns `{'target': ..., 'state': ...}`, in Flax's layout."""
     return self.optimizer_def.state_dict(self.target, self.state)
 
   def restore_state(self, state: Any) -> 'Optimizer':
-    """It returns the optimizer with the values of a state dict.
+    """Returns the optimizer with the values of a state dict.
 
     Args:
-      state: what ``state_dict`` returned, here or in Flax.
+      state: what `state_dict` returned, here or in Flax.
 
     Raises:
       ValueError: names or sizes differ from this optimizer's.
@@ -170,7 +170,7 @@ serialization.register_serialization_state(
 class ReplicatedOptimizer(OptimizerDef):
   """Averages gradients over devices and leaves the rest to another definition.
 
-  ``Optimizer.replicate`` makes it.
+  `Optimizer.replicate` makes it.
   """
 
   def __init__(

@@ -29,15 +29,15 @@ class AdaBelief(OptaxOptimizerDef):
   """AdaBelief (https://arxiv.org/abs/2010.07468).
 
   As Adam, but the step is divided by how far gradients are from their average.
-  ``eps`` is added twice: to the average that is stored, and to its root. Weight
-  decay is decoupled, as in ``Adam``.
+  `eps` is added twice: to the average that is stored, and to its root. Weight
+  decay is decoupled, as in `Adam`.
 
   Agreement: to rounding, with Flax 0.5.3 in float32 and float64; exact with
-  ``optax.adabelief(learning_rate, b1, b2, eps=eps, eps_root=eps)`` if there is
-  no weight decay. (``eps_root`` alone has another default.) In bfloat16 and
-  float16 it differs from Flax on purpose, as ``Adam`` does.
+  `optax.adabelief(learning_rate, b1, b2, eps=eps, eps_root=eps)` if there is
+  no weight decay. (`eps_root` alone has another default.) In bfloat16 and
+  float16 it differs from Flax on purpose, as `Adam` does.
 
-  State of a parameter: ``grad_ema``, ``grad_sq_ema``.
+  State of a parameter: `grad_ema`, `grad_sq_ema`.
 
   >>> import jax.numpy as jnp
   >>> optimizer = AdaBelief(learning_rate=0.1).create({'w': jnp.ones(2)})
@@ -57,7 +57,7 @@ class AdaBelief(OptaxOptimizerDef):
     eps: Any = 1e-16,
     weight_decay: Any = 0.0,
   ):
-    """It takes the hyper-parameters.
+    """Takes the hyper-parameters.
 
     Args:
       learning_rate: the step size. None if it is given in each step.

@@ -28,13 +28,13 @@ class Adadelta(OptaxOptimizerDef):
   """Adadelta (https://arxiv.org/abs/1212.5701).
 
   The gradient is scaled by the ratio of two root mean squares: of past steps,
-  and of past gradients. Weight decay is decoupled, as in ``Adam``.
+  and of past gradients. Weight decay is decoupled, as in `Adam`.
 
-  Agreement: exact, with Flax 0.5.3 and with ``optax.adadelta(learning_rate,
-  rho, eps)``, if there is no weight decay; with it, to rounding with Flax and
-  none with ``optax.adadelta``, which decays before it scales.
+  Agreement: exact, with Flax 0.5.3 and with `optax.adadelta(learning_rate,
+  rho, eps)`, if there is no weight decay; with it, to rounding with Flax and
+  none with `optax.adadelta`, which decays before it scales.
 
-  State of a parameter: ``sq_avg``, ``acc_delta``.
+  State of a parameter: `sq_avg`, `acc_delta`.
 
   >>> import jax.numpy as jnp
   >>> optimizer = Adadelta(learning_rate=1.0, eps=0.1).create(jnp.ones(1))
@@ -52,7 +52,7 @@ class Adadelta(OptaxOptimizerDef):
     eps: Any = 1e-6,
     weight_decay: Any = 0.0,
   ):
-    """It takes the hyper-parameters.
+    """Takes the hyper-parameters.
 
     Args:
       learning_rate: what the step is multiplied by. None if it is given in each

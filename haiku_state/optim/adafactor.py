@@ -44,18 +44,18 @@ class Adafactor(OptaxOptimizerDef):
 
   The average of squared gradients of a large matrix is kept as averages of its
   rows and columns. The step is clipped, and scaled by the root mean square of
-  the parameter, so that ``learning_rate`` is relative. Weight decay is not
+  the parameter, so that `learning_rate` is relative. Weight decay is not
   multiplied by the learning rate.
 
-  Agreement: to rounding, with Flax 0.5.3, and with ``optax.adafactor`` in float32
-  (its ``epsilon2`` is fixed at 1e-3). Everything is computed and stored in
+  Agreement: to rounding, with Flax 0.5.3, and with `optax.adafactor` in float32
+  (its `epsilon2` is fixed at 1e-3). Everything is computed and stored in
   float32; only the new parameter is rounded to its dtype. optax keeps the state
-  in the parameter's dtype. Flax ignored ``multiply_by_parameter_scale``,
-  ``factored`` and ``min_dim_size_to_factor`` as overrides of a step; here the
+  in the parameter's dtype. Flax ignored `multiply_by_parameter_scale`,
+  `factored` and `min_dim_size_to_factor` as overrides of a step; here the
   first is heeded, and the others, which decide about the state, are an error.
 
-  State of a parameter: ``v_row`` and ``v_col``, or ``v``; and ``m``, if
-  ``beta1`` is given. Those that are not used have shape (1,).
+  State of a parameter: `v_row` and `v_col`, or `v`; and `m`, if
+  `beta1` is given. Those that are not used have shape (1,).
 
   >>> import jax.numpy as jnp
   >>> optimizer = Adafactor(learning_rate=0.1).create({'w': jnp.ones(2)})
@@ -81,11 +81,11 @@ class Adafactor(OptaxOptimizerDef):
     epsilon2: Any = 1e-3,
     dtype_momentum: Any = jnp.float32,
   ):
-    """It takes the hyper-parameters.
+    """Takes the hyper-parameters.
 
     Args:
       learning_rate: the step size, relative to the parameter if
-        ``multiply_by_parameter_scale``. None if it is given in each step.
+        `multiply_by_parameter_scale`. None if it is given in each step.
       factored: whether averages are kept by rows and columns.
       multiply_by_parameter_scale: whether the step is multiplied by the root
         mean square of the parameter.
@@ -121,10 +121,10 @@ class Adafactor(OptaxOptimizerDef):
     self.dtype_momentum = jax.dtypes.canonicalize_dtype(dtype_momentum)
 
   def update_hyper_params(self, **hyper_param_overrides: Any) -> Any:
-    """It returns the hyper-parameters of one step.
+    """Returns the hyper-parameters of one step.
 
     Args:
-      **hyper_param_overrides: as for ``OptimizerDef.update_hyper_params``.
+      **hyper_param_overrides: as for `OptimizerDef.update_hyper_params`.
 
     Raises:
       ValueError: they would need another state than the optimizer has.
@@ -185,7 +185,7 @@ class Adafactor(OptaxOptimizerDef):
 def _in_float32(
   inner: optax.GradientTransformation,
 ) -> optax.GradientTransformation:
-  """It shows a transformation parameters and gradients in float32."""
+  """Shows a transformation parameters and gradients in float32."""
 
   def cast(tree):
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree)

@@ -28,10 +28,10 @@ class Adagrad(OptaxOptimizerDef):
 
   The gradient is divided by the root of the sum of all squared gradients.
 
-  Agreement: to rounding, with Flax 0.5.3; none with ``optax.adagrad``, which
-  begins its sum with 0.1 and adds ``eps`` under the root.
+  Agreement: to rounding, with Flax 0.5.3; none with `optax.adagrad`, which
+  begins its sum with 0.1 and adds `eps` under the root.
 
-  State of a parameter: ``G``, the sum of squares.
+  State of a parameter: `G`, the sum of squares.
 
   >>> import jax.numpy as jnp
   >>> optimizer = Adagrad(learning_rate=0.5).create({'w': jnp.ones(2)})
@@ -43,7 +43,7 @@ class Adagrad(OptaxOptimizerDef):
   optax_names = {'G': 'sum_of_squares'}
 
   def __init__(self, learning_rate: Any = None, eps: Any = 1e-8):
-    """It takes the hyper-parameters.
+    """Takes the hyper-parameters.
 
     Args:
       learning_rate: the step size. None if it is given in each step.
@@ -63,7 +63,7 @@ class _ScaleByRootOfSumState(NamedTuple):
 
 
 def _scale_by_root_of_sum(eps: Any) -> optax.GradientTransformation:
-  """It divides by the root of the sum of squares, plus eps outside the root."""
+  """Divides by the root of the sum of squares, plus eps outside the root."""
 
   def init(params):
     return _ScaleByRootOfSumState(jax.tree.map(jnp.zeros_like, params))

@@ -30,16 +30,16 @@ class Adam(OptaxOptimizerDef):
 
   The step is divided by the root of a moving average of squared gradients, both
   averages corrected for starting at 0. Weight decay is decoupled: the parameter
-  shrinks by ``learning_rate * weight_decay`` of itself.
+  shrinks by `learning_rate * weight_decay` of itself.
 
   Agreement: to rounding, with Flax 0.5.3 in float32 and float64; exact with
-  ``optax.adam(learning_rate, b1, b2, eps)``, and with ``optax.adamw`` of the
+  `optax.adam(learning_rate, b1, b2, eps)`, and with `optax.adamw` of the
   same weight decay (whose default is 1e-4; here it is 0). In bfloat16 and
   float16 it differs from Flax on purpose: the correction is computed in
-  float32. Flax computed ``1 - beta2**step`` in the parameter's dtype, which is
+  float32. Flax computed `1 - beta2**step` in the parameter's dtype, which is
   0 in bfloat16, and so never moved such a parameter.
 
-  State of a parameter: ``grad_ema``, ``grad_sq_ema``.
+  State of a parameter: `grad_ema`, `grad_sq_ema`.
 
   >>> import jax.numpy as jnp
   >>> optimizer = Adam(learning_rate=0.1).create({'w': jnp.ones(2)})
@@ -59,7 +59,7 @@ class Adam(OptaxOptimizerDef):
     eps: Any = 1e-8,
     weight_decay: Any = 0.0,
   ):
-    """It takes the hyper-parameters.
+    """Takes the hyper-parameters.
 
     Args:
       learning_rate: the step size. None if it is given in each step.

@@ -1,4 +1,4 @@
-"""Loss scaling, at the place where ``flax.optim`` had it."""
+"""Loss scaling, at the place where `flax.optim` had it."""
 
 from haiku_state.training.dynamic_scale import DynamicScale, DynamicScaleResult
 

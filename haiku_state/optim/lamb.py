@@ -33,15 +33,15 @@ class LAMB(OptaxOptimizerDef):
   The step of Adam, plus decayed weights, scaled so that its norm is that of the
   parameter. A parameter that is all zeros has norm 0 and therefore does not
   move: give such parameters (most biases) to another optimizer by
-  ``MultiOptimizer``, or do not start them at 0.
+  `MultiOptimizer`, or do not start them at 0.
 
   Agreement: to rounding, with Flax 0.5.3 in float32 and float64; with
-  ``optax.lamb`` only where neither parameter nor step is all zeros (there, a
+  `optax.lamb` only where neither parameter nor step is all zeros (there, a
   parameter of zeros moves by the plain step). In bfloat16 and float16 it differs
-  from Flax on purpose, as ``Adam`` does; and where the step is all zeros, as for
+  from Flax on purpose, as `Adam` does; and where the step is all zeros, as for
   a gradient that always was, it leaves the parameter, of which Flax made NaN.
 
-  State of a parameter: ``grad_ema``, ``grad_sq_ema``.
+  State of a parameter: `grad_ema`, `grad_sq_ema`.
 
   >>> import jax.numpy as jnp
   >>> optimizer = LAMB(learning_rate=0.1).create(jnp.array([3.0, 4.0]))
@@ -60,7 +60,7 @@ class LAMB(OptaxOptimizerDef):
     weight_decay: Any = 0,
     eps: Any = 1e-6,
   ):
-    """It takes the hyper-parameters.
+    """Takes the hyper-parameters.
 
     Args:
       learning_rate: the length of the step as a fraction of the parameter's
@@ -86,7 +86,7 @@ class LAMB(OptaxOptimizerDef):
 
 
 def _scale_to_norm_of_params() -> optax.GradientTransformation:
-  """It gives each update the norm of its parameter, also if that is 0."""
+  """Gives each update the norm of its parameter, also if that is 0."""
 
   def scale(update, param):
     param_norm = jnp.linalg.norm(param)

@@ -34,11 +34,11 @@ class LARS(OptaxOptimizerDef):
   parameter and gradient, with momentum. The learning rate is inside of the
   momentum.
 
-  Agreement: to rounding, with Flax 0.5.3; to rounding with ``optax.lars`` if
+  Agreement: to rounding, with Flax 0.5.3; to rounding with `optax.lars` if
   there is no weight decay, and none with it: optax divides by the norm of
   gradient plus decayed weights, Flax by the sum of their norms.
 
-  State of a parameter: ``momentum``.
+  State of a parameter: `momentum`.
 
   >>> import jax.numpy as jnp
   >>> optimizer = LARS(learning_rate=1.0, trust_coefficient=0.1)
@@ -59,7 +59,7 @@ class LARS(OptaxOptimizerDef):
     eps: Any = 0,
     nesterov: bool = False,
   ):
-    """It takes the hyper-parameters.
+    """Takes the hyper-parameters.
 
     Args:
       learning_rate: the step size. None if it is given in each step.
@@ -93,7 +93,7 @@ class LARS(OptaxOptimizerDef):
 def _decay_and_scale_by_norms(
   weight_decay: Any, trust_coefficient: Any, eps: Any
 ) -> optax.GradientTransformation:
-  """It adds decayed weights and scales; the ratio is of the bare gradient."""
+  """Adds decayed weights and scales; the ratio is of the bare gradient."""
 
   def scale(grad, param):
     param_norm = jnp.linalg.norm(param)

@@ -28,10 +28,10 @@ class Momentum(OptaxOptimizerDef):
 
   Weight decay is added to the gradient (L2 regularization).
 
-  Agreement: exact, with Flax 0.5.3 and with ``optax.sgd(learning_rate, beta,
-  nesterov)``, behind ``optax.add_decayed_weights(weight_decay)``.
+  Agreement: exact, with Flax 0.5.3 and with `optax.sgd(learning_rate, beta,
+  nesterov)`, behind `optax.add_decayed_weights(weight_decay)`.
 
-  State of a parameter: ``momentum``.
+  State of a parameter: `momentum`.
 
   >>> import jax.numpy as jnp
   >>> optimizer = Momentum(learning_rate=0.5, beta=0.5).create(jnp.ones(1))
@@ -52,7 +52,7 @@ class Momentum(OptaxOptimizerDef):
     weight_decay: Any = 0,
     nesterov: bool = False,
   ):
-    """It takes the hyper-parameters.
+    """Takes the hyper-parameters.
 
     Args:
       learning_rate: the step size. None if it is given in each step.

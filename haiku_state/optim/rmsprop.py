@@ -29,14 +29,14 @@ class RMSProp(OptaxOptimizerDef):
   (https://www.cs.toronto.edu/~tijmen/csc321/slides/lecture_slides_lec6.pdf).
 
   The gradient is divided by the root of a moving average of squared gradients;
-  if ``centered``, by an estimate of the gradient's standard deviation. There is
+  if `centered`, by an estimate of the gradient's standard deviation. There is
   no momentum and no correction of the averages for starting at 0.
 
   Agreement: to rounding, with Flax 0.5.3; exact with
-  ``optax.rmsprop(learning_rate, decay=beta2, eps=eps, centered=centered,
-  eps_in_sqrt=False)``. (The default of ``eps_in_sqrt`` is True.)
+  `optax.rmsprop(learning_rate, decay=beta2, eps=eps, centered=centered,
+  eps_in_sqrt=False)`. (The default of `eps_in_sqrt` is True.)
 
-  State of a parameter: ``v``, and ``mg``, which is None unless ``centered``.
+  State of a parameter: `v`, and `mg`, which is None unless `centered`.
 
   >>> import jax.numpy as jnp
   >>> optimizer = RMSProp(learning_rate=0.1, beta2=0.75).create(jnp.ones(2))
@@ -54,7 +54,7 @@ class RMSProp(OptaxOptimizerDef):
     eps: Any = 1e-8,
     centered: bool = False,
   ):
-    """It takes the hyper-parameters.
+    """Takes the hyper-parameters.
 
     Args:
       learning_rate: the step size. None if it is given in each step.
@@ -62,7 +62,7 @@ class RMSProp(OptaxOptimizerDef):
       eps: what is added to the root.
       centered: whether the square of the average gradient is subtracted from
         the average of squares. It decides what the state has, so it cannot be
-        turned on in ``apply_gradient``.
+        turned on in `apply_gradient`.
     """
     super().__init__(_RMSPropHyperParams(learning_rate, beta2, eps, centered))
 

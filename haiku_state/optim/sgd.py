@@ -16,11 +16,11 @@ class _GradientDescentHyperParams:
 
 
 class GradientDescent(OptaxOptimizerDef):
-  """Gradient descent: ``param - learning_rate * grad``.
+  """Gradient descent: `param - learning_rate * grad`.
 
-  Agreement: exact, with Flax 0.5.3 and with ``optax.sgd(learning_rate)``.
+  Agreement: exact, with Flax 0.5.3 and with `optax.sgd(learning_rate)`.
 
-  State of a parameter: ``()``.
+  State of a parameter: `()`.
 
   >>> import jax.numpy as jnp
   >>> optimizer = GradientDescent(learning_rate=0.5).create({'w': jnp.ones(2)})
@@ -31,7 +31,7 @@ class GradientDescent(OptaxOptimizerDef):
   keeps_numpy = True
 
   def __init__(self, learning_rate: Any = None):
-    """It takes the hyper-parameter.
+    """Takes the hyper-parameter.
 
     Args:
       learning_rate: the step size. None if it is given in each step.

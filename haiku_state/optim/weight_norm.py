@@ -36,18 +36,18 @@ class WeightNorm(OptimizerDef):
   (https://arxiv.org/abs/1602.07868).
 
   A kernel is taken as one vector per output, the last axis being the outputs:
-  ``kernel = scale * direction / norm(direction)``. The optimizer inside sees
-  ``direction`` and ``scale``. Parameters of one vector or less (biases,
+  `kernel = scale * direction / norm(direction)`. The optimizer inside sees
+  `direction` and `scale`. Parameters of one vector or less (biases,
   scalars) it sees as they are.
 
   Agreement: to rounding, with Flax 0.5.3; optax has nothing like it. Beyond
-  Flax, scalars are allowed, and so is use in ``MultiOptimizer`` and around it.
+  Flax, scalars are allowed, and so is use in `MultiOptimizer` and around it.
 
   The parameter is computed from direction and scale, so replacing the target of
   an optimizer changes nothing that lasts, as in Flax.
 
-  State of a parameter: ``direction_state``, ``scale_state``, ``direction`` and
-  ``scale``; ``scale`` and its state are ``()`` for a parameter that is not split.
+  State of a parameter: `direction_state`, `scale_state`, `direction` and
+  `scale`; `scale` and its state are `()` for a parameter that is not split.
 
   >>> import jax.numpy as jnp
   >>> from haiku_state import optim
@@ -61,7 +61,7 @@ class WeightNorm(OptimizerDef):
   def __init__(
     self, wrapped_optimizer: OptimizerDef, wn_decay: Any = 0, wn_eps: Any = 1e-8
   ):
-    """It takes the optimizer inside and the hyper-parameters.
+    """Takes the optimizer inside and the hyper-parameters.
 
     Args:
       wrapped_optimizer: the definition of the optimizer inside.
@@ -74,11 +74,11 @@ class WeightNorm(OptimizerDef):
     self.wrapped_optimizer = wrapped_optimizer
 
   def update_hyper_params(self, **hyper_param_overrides: Any) -> Any:
-    """It returns the hyper-parameters of one step.
+    """Returns the hyper-parameters of one step.
 
     Args:
-      **hyper_param_overrides: ``wn_decay``, ``wn_eps``, or hyper-parameters of
-        the optimizer inside; ``hyper_params=`` replaces all of the latter, or,
+      **hyper_param_overrides: `wn_decay`, `wn_eps`, or hyper-parameters of
+        the optimizer inside; `hyper_params=` replaces all of the latter, or,
         given an object of this optimizer's kind, all.
     """
     whole = self.hyper_params
@@ -126,13 +126,13 @@ class WeightNorm(OptimizerDef):
     return treedef.unflatten(new_leaves), _joined(treedef, new_pairs, new_state)
 
   def restore_state(self, opt_target, opt_state, state_dict):
-    """It returns target and state with the values of a state dict.
+    """Returns target and state with the values of a state dict.
 
     Args:
       opt_target: a target with the structure of the result.
       opt_state: a state with the structure of the result.
-      state_dict: what ``state_dict`` returned, here or in Flax, also before
-        0.4, when the state had ``mult`` in place of ``direction`` and ``scale``.
+      state_dict: what `state_dict` returned, here or in Flax, also before
+        0.4, when the state had `mult` in place of `direction` and `scale`.
     """
     if isinstance(state_dict, Mapping) and {'target', 'state'} <= {*state_dict}:
       state = dict(state_dict['state'])
@@ -145,13 +145,13 @@ class WeightNorm(OptimizerDef):
 
 
 def _without_mult(param_states: Any, params: Any) -> Any:
-  """It brings states of the layout of Flax 0.3 into the present one."""
+  """Brings states of the layout of Flax 0.3 into the present one."""
   if not isinstance(param_states, Mapping):
     return param_states
   if 'mult' in param_states and 'direction' not in param_states:
     state = dict(param_states)
     mult = state.pop('mult')
-    # The parameter was ``direction * mult``; an empty dict means not split.
+    # The parameter was `direction * mult`; an empty dict means not split.
     if isinstance(mult, Mapping):
       return {**state, 'direction': params, 'scale': mult}
     direction = jnp.asarray(params) / mult
@@ -170,12 +170,12 @@ def _is_split(param: Any) -> bool:
 
 
 def _square_norms(x: Any) -> Any:
-  """It returns the squared norm of the vector of each output, axes kept."""
+  """Returns the squared norm of the vector of each output, axes kept."""
   return jnp.square(x).sum(tuple(range(x.ndim - 1)), keepdims=True)
 
 
 def _split(param: Any, eps: Any) -> tuple[Any, Any]:
-  """It returns direction and scale; of a parameter that is not split, ()."""
+  """Returns direction and scale; of a parameter that is not split, ()."""
   param = jnp.asarray(param)
   if not _is_split(param):
     return param, ()
@@ -184,7 +184,7 @@ def _split(param: Any, eps: Any) -> tuple[Any, Any]:
 
 
 def _merge(pair: tuple[Any, Any], eps: Any) -> Any:
-  """It returns the parameter of direction and scale."""
+  """Returns the parameter of direction and scale."""
   direction, scale = pair
   if not _is_split(direction):
     return direction
@@ -194,7 +194,7 @@ def _merge(pair: tuple[Any, Any], eps: Any) -> Any:
 def _pair_grad(
   pair: tuple[Any, Any], grad: Any, hyper_params: Any
 ) -> tuple[Any, Any]:
-  """It returns the gradients of direction and scale."""
+  """Returns the gradients of direction and scale."""
   if not _is_split(pair[0]):
     return grad, ()
   merged, vjp = jax.vjp(lambda pair: _merge(pair, hyper_params.wn_eps), pair)
@@ -224,7 +224,7 @@ def _pairs(treedef: Any, parts: dict[str, Any]) -> list[tuple[Any, Any]]:
 def _joined(
   treedef: Any, pairs: list[tuple[Any, Any]], state: OptimizerState
 ) -> OptimizerState:
-  """It puts what the optimizer inside keeps beside direction and scale."""
+  """Puts what the optimizer inside keeps beside direction and scale."""
   inner = _pairs(treedef, state.param_states)
   return OptimizerState(
     state.step,

@@ -10,7 +10,7 @@ from haiku_state.port import _documents, _port, _run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """It runs a command.
+  """Runs a command.
 
   Args:
     argv: the arguments, by default those of the process.

@@ -48,7 +48,7 @@ class Block(NamedTuple):
 
 
 def read_blocks(path: str | pathlib.Path) -> list[Block]:
-  """It returns the blocks of a document, or a script as one block.
+  """Returns the blocks of a document, or a script as one block.
 
   Args:
     path: the file. Its suffix says what it is.
@@ -82,7 +82,7 @@ _LOOKED_FOR = {
 
 
 def read_text(path: pathlib.Path) -> str:
-  """It returns the text of a file.
+  """Returns the text of a file.
 
   Raises:
     DocumentError: it cannot be read, or is no text.
@@ -238,7 +238,7 @@ _MAGIC = re.compile(r'^([ \t]*)([%!?]|[\w.]+\?\??$)(.*)$', re.M)
 
 
 def without_magics(source: str) -> str:
-  """It returns a cell whose magics are comments, line by line.
+  """Returns a cell whose magics are comments, line by line.
 
   `%%time` and the like are taken off a cell of Python; a cell in another
   language (`%%bash`) becomes comments.
@@ -268,12 +268,12 @@ _TIMERS = ('time', 'timeit', 'capture', 'prun')
 
 
 def examples(block: Block) -> list[doctest.Example]:
-  """It returns the `>>>` examples of a block, with lines from the block's."""
+  """Returns the `>>>` examples of a block, with lines from the block's."""
   return doctest.DocTestParser().get_examples(block.source, block.where)
 
 
 def statements(block: Block) -> list[tuple[str, int]]:
-  """It returns the pieces of Python in a block, each with its first line."""
+  """Returns the pieces of Python in a block, each with its first line."""
   if not block.doctest:
     return [(block.source, block.line)]
   return [(e.source, block.line + e.lineno) for e in examples(block)]

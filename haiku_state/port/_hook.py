@@ -121,7 +121,7 @@ def _current() -> _Finder | None:
 
 
 def install() -> None:
-  """It makes `import flax` give the modules of this package.
+  """Makes `import flax` give the modules of this package.
 
   `flax.linen` is then `haiku_state.linen`, the same object, and so on. The real
   Flax, also one that was imported before, is out of reach. A name that is not
@@ -136,7 +136,7 @@ def install() -> None:
 
 
 def uninstall() -> None:
-  """It makes `import flax` give Flax again, if it is installed."""
+  """Makes `import flax` give Flax again, if it is installed."""
   finder = _current()
   if finder is None:
     return
@@ -148,7 +148,7 @@ def uninstall() -> None:
 
 @contextlib.contextmanager
 def installed() -> Iterator[None]:
-  """It installs the hook for the duration of a `with` block."""
+  """Installs the hook for the duration of a `with` block."""
   was = _current()
   install()
   try:

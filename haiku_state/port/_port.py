@@ -48,7 +48,7 @@ class Ported(NamedTuple):
 
 
 def files_in(paths: Sequence[str]) -> Iterator[pathlib.Path]:
-  """It returns the programs among paths: files, and those in folders.
+  """Returns the programs among paths: files, and those in folders.
 
   Args:
     paths: files and folders. In a folder, files that end in `.py` or `.ipynb`
@@ -76,7 +76,7 @@ def files_in(paths: Sequence[str]) -> Iterator[pathlib.Path]:
 
 
 def port(path: pathlib.Path) -> Ported:
-  """It rewrites a file, and writes nothing.
+  """Rewrites a file, and writes nothing.
 
   Args:
     path: a program or a notebook.
@@ -268,7 +268,7 @@ def _skip(text: str, i: int) -> int:
 
 
 def write(ported: Ported) -> None:
-  """It replaces a file by its new content, whole or not at all."""
+  """Replaces a file by its new content, whole or not at all."""
   path = ported.path.resolve()  # A link stays a link.
   handle, name = tempfile.mkstemp(prefix='.haiku_state-', dir=path.parent)
   try:

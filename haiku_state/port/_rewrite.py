@@ -66,7 +66,7 @@ class Rewritten:
 
 
 def rewrite(text: str, filename: str = '<program>') -> Rewritten:
-  """It rewrites the import lines of a program.
+  """Rewrites the import lines of a program.
 
   Args:
     text: the program.
@@ -83,7 +83,7 @@ def rewrite(text: str, filename: str = '<program>') -> Rewritten:
 
 
 def apply_edits(text: str, edits: Sequence[Edit]) -> str:
-  """It returns a text with pieces replaced."""
+  """Returns a text with pieces replaced."""
   for edit in sorted(edits, reverse=True):
     text = text[: edit.start] + edit.text + text[edit.end :]
   return text
@@ -92,7 +92,7 @@ def apply_edits(text: str, edits: Sequence[Edit]) -> str:
 def find_edits(
   text: str, filename: str, first: bool = True
 ) -> tuple[list[Edit], list[Finding]]:
-  """It returns what to change in a program, and what to look at.
+  """Returns what to change in a program, and what to look at.
 
   Args:
     text: the program.
@@ -126,7 +126,7 @@ def _parsed_by_python(text: str, filename: str) -> ast.Module:
 
 
 def needs_dicts_line(trees: Sequence[ast.AST], texts: Sequence[str]) -> bool:
-  """It returns whether a program expects plain dicts and does not say so."""
+  """Returns whether a program expects plain dicts and does not say so."""
   if any(_SETS_DICTS.search(text) for text in texts):
     return False
   evidence = _expects.expected(trees)
@@ -134,7 +134,7 @@ def needs_dicts_line(trees: Sequence[ast.AST], texts: Sequence[str]) -> bool:
 
 
 def dicts_edit(program: Program) -> Edit:
-  """It returns the edit that adds the line, behind the imports at the top."""
+  """Returns the edit that adds the line, behind the imports at the top."""
   end = program.end_of_imports()
   newline = program.newline
   if end < len(program.text) or program.text.endswith(('\n', '\r')):

@@ -33,7 +33,7 @@ def run_path(
   frozen: bool | None = None,
   log: TextIO | None = None,
 ) -> int:
-  """It runs a script or a document that was written for Flax.
+  """Runs a script or a document that was written for Flax.
 
   Inside, `import flax` gives the modules of this package. The blocks of a
   document run in order in one namespace; one that fails is shown, and the next
@@ -76,7 +76,7 @@ def run_module(
   frozen: bool | None = None,
   log: TextIO | None = None,
 ) -> int:
-  """It runs a module by its name, as `python -m` does; see `run_path`.
+  """Runs a module by its name, as `python -m` does; see `run_path`.
 
   Raises:
     DocumentError: there is no such module.
@@ -161,7 +161,7 @@ def _choose(blocks: Sequence[_documents.Block], log: TextIO) -> bool:
 
 
 def parsed(blocks: Sequence[_documents.Block]) -> list[ast.AST]:
-  """It returns the trees of those blocks that are Python."""
+  """Returns the trees of those blocks that are Python."""
   trees = []
   for block in blocks:
     for source, line in _documents.statements(block):

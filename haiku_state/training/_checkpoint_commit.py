@@ -18,7 +18,7 @@ from haiku_state.training._checkpoint_paths import MP_ARRAY_POSTFIX
 
 
 def write_file(path: str, data: bytes) -> None:
-  """It writes a file and returns when the disk has it."""
+  """Writes a file and returns when the disk has it."""
   with io.GFile(path, 'wb') as file:
     file.write(data)
     file.flush()
@@ -28,7 +28,7 @@ def write_file(path: str, data: bytes) -> None:
 
 
 def commit(tmp_path: str, path: str, overwrite: bool, has_arrays: bool) -> None:
-  """It gives what was written to `tmp_path` its name.
+  """Gives what was written to `tmp_path` its name.
 
   Args:
     tmp_path: the file that is written.
@@ -61,13 +61,13 @@ def commit(tmp_path: str, path: str, overwrite: bool, has_arrays: bool) -> None:
 
 
 def set_aside(path: str) -> None:
-  """It hides what is at `path`, if anything, until `settle`."""
+  """Hides what is at `path`, if anything, until `settle`."""
   if io.exists(path):
     io.rename(path, paths.hidden_path(path, 'replaced'))
 
 
 def discard(path: str) -> None:
-  """It deletes the file or directory at `path`, if there is one."""
+  """Deletes the file or directory at `path`, if there is one."""
   if not io.exists(path):
     return
   if not io.isdir(path):
@@ -100,7 +100,7 @@ def _sync_directory(path):
 
 
 def settle(base_path: str) -> None:
-  """It finishes, or takes back, what a save that was cut off had begun.
+  """Finishes, or takes back, what a save that was cut off had begun.
 
   Only the one process that writes to the directory may call it, and only
   while no save is running.
@@ -141,7 +141,7 @@ def remove_outdated(
   overwrite: bool,
   keep_every_n_steps: int | None,
 ) -> None:
-  """It deletes the checkpoints that are no longer wanted after a save.
+  """Deletes the checkpoints that are no longer wanted after a save.
 
   Args:
     path: the checkpoint that was saved.
@@ -165,7 +165,7 @@ def remove_outdated(
 
 
 def newer_checkpoints(path: str, base_path: str) -> list[str]:
-  """It lists the checkpoints that come after `path`."""
+  """Lists the checkpoints that come after `path`."""
   others = paths.all_checkpoints(base_path)
   others = [other for other in others if other != path]
   # Last, so that what sorts equal (steps 1 and 1.0) comes before.
@@ -174,7 +174,7 @@ def newer_checkpoints(path: str, base_path: str) -> list[str]:
 
 
 def _not_apart(old_checkpoints, every_n_steps):
-  """It leaves out, of checkpoints in order, those n steps apart."""
+  """Leaves out, of checkpoints in order, those n steps apart."""
   last_kept = -float('inf')
   for path in old_checkpoints:
     step = paths.step_of(path)
@@ -192,7 +192,7 @@ def _remove_checkpoint(path):
 
 
 def _remove_remains(base_path, oldest_kept):
-  """It deletes what killed saves left behind from before a checkpoint."""
+  """Deletes what killed saves left behind from before a checkpoint."""
   directory, prefix = os.path.split(base_path)
   for name in paths.entries(directory):
     path = os.path.join(directory, name)

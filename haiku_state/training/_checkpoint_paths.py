@@ -39,7 +39,7 @@ _HIDDEN_RE = re.compile(r'\.(?P<name>.+)\.(?P<why>replaced|discarded)')
 
 
 def natural_sort(file_list: Iterable[str], signed: bool = True) -> list[str]:
-  """It sorts names so that the numbers in them are in order.
+  """Sorts names so that the numbers in them are in order.
 
   Args:
     file_list: names that contain integers or decimals, also with exponents.
@@ -64,7 +64,7 @@ def natural_sort(file_list: Iterable[str], signed: bool = True) -> list[str]:
 
 
 def safe_normpath(path: str) -> str:
-  """It normalizes a path and leaves a scheme such as `gs://` alone.
+  """Normalizes a path and leaves a scheme such as `gs://` alone.
 
   Example:
     >>> from haiku_state.training import checkpoints
@@ -76,18 +76,18 @@ def safe_normpath(path: str) -> str:
 
 
 def checkpoint_path(ckpt_dir: str, step: int | float | str, prefix: str) -> str:
-  """It returns the path of the checkpoint of a step."""
+  """Returns the path of the checkpoint of a step."""
   return os.path.join(ckpt_dir, f'{prefix}{step}')
 
 
 def step_of(path: str) -> float | None:
-  """It returns the last number in a path, or None."""
+  """Returns the last number in a path, or None."""
   numbers = SIGNED_FLOAT_RE.findall(path)
   return float(numbers[-1]) if numbers else None
 
 
 def all_checkpoints(base_path: str) -> list[str]:
-  """It lists the checkpoints whose paths begin with `base_path`, in order."""
+  """Lists the checkpoints whose paths begin with `base_path`, in order."""
   directory, prefix = os.path.split(base_path)
   names = {_shown_name(name) for name in entries(directory)}
   return natural_sort(
@@ -98,7 +98,7 @@ def all_checkpoints(base_path: str) -> list[str]:
 
 
 def entries(directory: str) -> list[str]:
-  """It lists the names in a directory; there are none if it is not there."""
+  """Lists the names in a directory; there are none if it is not there."""
   try:
     paths = io.listdir(directory or '.')
   except (FileNotFoundError, io.NotFoundError):  # type: ignore
@@ -122,7 +122,7 @@ def _is_unfinished(name: str, prefix: str) -> bool:
 
 
 def hidden_path(path: str, why: str) -> str:
-  """It returns where a path goes when it is 'replaced' or 'discarded'."""
+  """Returns where a path goes when it is 'replaced' or 'discarded'."""
   directory, name = os.path.split(path)
   hidden = _HIDDEN_RE.fullmatch(name)
   name = hidden['name'] if hidden else name
@@ -130,7 +130,7 @@ def hidden_path(path: str, why: str) -> str:
 
 
 def hidden_paths(base_path: str, why: str) -> list[str]:
-  """It lists the paths from `base_path` on that are hidden for one reason."""
+  """Lists the paths from `base_path` on that are hidden for one reason."""
   directory, prefix = os.path.split(base_path)
   found = map(_HIDDEN_RE.fullmatch, sorted(entries(directory)))
   return [
@@ -141,13 +141,13 @@ def hidden_paths(base_path: str, why: str) -> list[str]:
 
 
 def locate(path: str) -> str:
-  """It returns where a checkpoint lies: at its path, or set aside."""
+  """Returns where a checkpoint lies: at its path, or set aside."""
   aside = hidden_path(path, 'replaced')
   return aside if not io.exists(path) and io.exists(aside) else path
 
 
 def locate_arrays(path: str) -> str:
-  """It returns where the multiprocess arrays of a checkpoint lie."""
+  """Returns where the multiprocess arrays of a checkpoint lie."""
   arrays = path + MP_ARRAY_POSTFIX
   # They are set aside after their checkpoint, so with it or not at all.
   return arrays if locate(path) == path else _aside_or_at(arrays)
@@ -159,11 +159,11 @@ def _aside_or_at(path: str) -> str:
 
 
 def is_orbax_checkpoint(path: str) -> bool:
-  """It says whether the directory `path` was written by Orbax."""
+  """Says whether the directory `path` was written by Orbax."""
   files = ORBAX_CKPT_FILENAME, ORBAX_METADATA_FILENAME, ORBAX_MANIFEST_OCDBT
   return any(io.exists(os.path.join(path, file)) for file in files)
 
 
 def is_local(path: str) -> bool:
-  """It says whether a path has no scheme: renaming is one step only there."""
+  """Says whether a path has no scheme: renaming is one step only there."""
   return not SCHEME_RE.match(path)['scheme']  # type: ignore

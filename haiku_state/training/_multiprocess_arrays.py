@@ -31,12 +31,12 @@ ArrayAndPath = tuple[jax.Array, str]
 
 
 def is_multiprocess_array(value: Any) -> bool:
-  """It says whether a part of an array lies on another process's devices."""
+  """Says whether a part of an array lies on another process's devices."""
   return isinstance(value, jax.Array) and not value.is_fully_addressable
 
 
 def split(state_dict: Any) -> tuple[Any, list[ArrayAndPath]]:
-  """It takes the multiprocess arrays out of a state dict.
+  """Takes the multiprocess arrays out of a state dict.
 
   Returns:
     The state dict with placeholders, and the arrays with their paths.
@@ -57,7 +57,7 @@ def split(state_dict: Any) -> tuple[Any, list[ArrayAndPath]]:
 
 
 def make_directories(arrays: list[ArrayAndPath], tmp_path: str) -> None:
-  """It makes the directories to write to; one process does this for all."""
+  """Makes the directories to write to; one process does this for all."""
   if not paths.is_local(tmp_path):
     return  # Object stores have none.
   directory = tmp_path + MP_ARRAY_POSTFIX
@@ -75,7 +75,7 @@ def save(
   path: str,
   on_commit: Callable[[], None],
 ) -> None:
-  """It starts to write the arrays.
+  """Starts to write the arrays.
 
   Args:
     gda_manager: writes in the background.
@@ -114,7 +114,7 @@ def restore(
   gda_manager: 'GlobalAsyncCheckpointManager | None',
   allow_partial: bool = False,
 ) -> Any:
-  """It puts the arrays of a checkpoint where its placeholders are.
+  """Puts the arrays of a checkpoint where its placeholders are.
 
   Args:
     state_dict: what the checkpoint file held.

@@ -2,7 +2,7 @@
 
 
 def import_orbax():
-  """It returns the module `orbax.checkpoint`.
+  """Returns the module `orbax.checkpoint`.
 
   Raises:
     ImportError: it is not installed. The message names the extra.

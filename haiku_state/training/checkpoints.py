@@ -99,7 +99,7 @@ _READERS = 32  # Threads.
 
 
 class AsyncManager:
-  """It writes checkpoints in the background, one after the other.
+  """Writes checkpoints in the background, one after the other.
 
   Pass one instance to all calls of `save_checkpoint`. An exception in the
   background is raised by the next wait, so none is lost.
@@ -121,7 +121,7 @@ class AsyncManager:
     self.save_future = None
 
   def wait_previous_save(self):
-    """It returns when the save before is finished.
+    """Returns when the save before is finished.
 
     Raises:
       Exception: whatever that save raised; once.
@@ -140,7 +140,7 @@ class AsyncManager:
       raise error
 
   def save_async(self, task: Callable[[], Any]):
-    """It runs `task` in the background, once the save before is finished."""
+    """Runs `task` in the background, once the save before is finished."""
     self.wait_previous_save()
     self.save_future = self.executor.submit(task)
 
@@ -169,7 +169,7 @@ def save_checkpoint(
   async_manager: AsyncManager | None = None,
   orbax_checkpointer: 'ocp.Checkpointer | None' = None,
 ) -> str:
-  """It saves a checkpoint, from one process.
+  """Saves a checkpoint, from one process.
 
   Args:
     ckpt_dir: the directory; it is made if it is not there.
@@ -246,7 +246,7 @@ def save_checkpoint_multiprocess(
   gda_manager: 'GlobalAsyncCheckpointManager | None' = None,
   orbax_checkpointer: 'ocp.Checkpointer | None' = None,
 ) -> str:
-  """It saves a checkpoint from several processes into one directory.
+  """Saves a checkpoint from several processes into one directory.
 
   Every process calls it. The first writes what all of them hold, and deletes
   what is outdated; each writes its parts of arrays that span the processes.
@@ -385,7 +385,7 @@ def _warn_of_msgpack():
 
 
 def _check_is_last(save: _Save):
-  """It raises if this or a later step is there and is not to be replaced."""
+  """Raises if this or a later step is there and is not to be replaced."""
   if save.overwrite:
     return
   checkpoints = _checkpoint_paths.all_checkpoints(save.base_path)
@@ -403,7 +403,7 @@ def _run(async_manager, task):
 
 
 def _write(save: _Save, data: bytes, has_arrays: bool = False):
-  """It writes the file and, unless arrays are still to come, commits it."""
+  """Writes the file and, unless arrays are still to come, commits it."""
   jax.monitoring.record_event('/jax/flax/checkpoint/save_main_ckpt_task')
   io.makedirs(os.path.dirname(save.path))
   _checkpoint_commit.write_file(save.tmp_path, data)
@@ -479,7 +479,7 @@ def _commit_arrays(save: _Save, async_manager):
 def latest_checkpoint(
   ckpt_dir: str | os.PathLike, prefix: str = 'checkpoint_'
 ) -> str | None:
-  """It returns the path of the checkpoint with the highest step.
+  """Returns the path of the checkpoint with the highest step.
 
   Args:
     ckpt_dir: the directory.
@@ -502,7 +502,7 @@ def available_steps(
   prefix: str = 'checkpoint_',
   step_type: type = int,
 ) -> list[int | float]:
-  """It lists the steps of which there are checkpoints.
+  """Lists the steps of which there are checkpoints.
 
   Args:
     ckpt_dir: the directory.
@@ -535,7 +535,7 @@ def restore_checkpoint(
   orbax_checkpointer: 'ocp.Checkpointer | None' = None,
   orbax_transforms: dict | None = None,
 ) -> PyTree:
-  """It restores a checkpoint: the last one, or that of a step.
+  """Restores a checkpoint: the last one, or that of a step.
 
   Args:
     ckpt_dir: the directory of checkpoints, or the path of one.
@@ -598,7 +598,7 @@ def restore_checkpoint(
 
 
 def _find(ckpt_dir, step, prefix):
-  """It returns the path of the checkpoint to restore, or None."""
+  """Returns the path of the checkpoint to restore, or None."""
   if step is not None:
     path = _checkpoint_paths.checkpoint_path(ckpt_dir, step, prefix)
     if not io.exists(_checkpoint_paths.locate(path)):
@@ -681,7 +681,7 @@ def _read_in_parallel(path, file):
 
 
 def convert_pre_linen(params: PyTree) -> PyTree:
-  """It renames the parameters of Flax models from before linen.
+  """Renames the parameters of Flax models from before linen.
 
   There submodules of one parent were numbered through (`Conv_0`, `Dense_1`);
   in linen each class is numbered for itself (`Conv_0`, `Dense_0`).

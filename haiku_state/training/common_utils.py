@@ -6,7 +6,7 @@ from jax import lax
 
 
 def shard(xs):
-  """It splits the leading dimension of each array over the local devices.
+  """Splits the leading dimension of each array over the local devices.
 
   Args:
     xs: a pytree of arrays [batch, ...] whose batch the number of local
@@ -27,7 +27,7 @@ def shard(xs):
 
 
 def shard_prng_key(prng_key):
-  """It makes one key per local device, so that each draws its own numbers.
+  """Makes one key per local device, so that each draws its own numbers.
 
   Args:
     prng_key: a key, typed or raw.
@@ -39,7 +39,7 @@ def shard_prng_key(prng_key):
 
 
 def stack_forest(forest):
-  """It turns a sequence of equal pytrees into one pytree of stacked arrays.
+  """Turns a sequence of equal pytrees into one pytree of stacked arrays.
 
   Args:
     forest: a sequence of pytrees of one structure and matching leaf shapes.
@@ -56,7 +56,7 @@ def stack_forest(forest):
 
 
 def get_metrics(device_metrics):
-  """It takes the metrics of one device and stacks them over time.
+  """Takes the metrics of one device and stacks them over time.
 
   Args:
     device_metrics: a sequence (over time) of pytrees of arrays [devices, ...],
@@ -72,7 +72,7 @@ def get_metrics(device_metrics):
 
 
 def onehot(labels, num_classes, on_value=1.0, off_value=0.0):
-  """It makes one-hot vectors. In new programs use `jax.nn.one_hot`.
+  """Makes one-hot vectors. In new programs use `jax.nn.one_hot`.
 
   Args:
     labels: integers [...] in the range of `num_classes`; any other number gets

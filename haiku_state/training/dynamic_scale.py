@@ -15,13 +15,13 @@ _FLOAT32 = jnp.finfo(jnp.float32)
 
 
 class DynamicScaleResult(NamedTuple):
-  """What a gradient function made by ``DynamicScale`` returns.
+  """What a gradient function made by `DynamicScale` returns.
 
   Attributes:
-    dynamic_scale: the ``DynamicScale`` for the next step.
+    dynamic_scale: the `DynamicScale` for the next step.
     finite: a bool scalar, whether every element of the gradient is finite.
     aux: what the function returned: the loss, or the pair of loss and
-      anything else if it was made with ``has_aux``.
+      anything else if it was made with `has_aux`.
     grad: the gradient, in float32, no longer scaled.
   """
 
@@ -35,7 +35,7 @@ class DynamicScale(struct.PyTreeNode):
   """Scales losses so that gradients in float16 neither vanish nor overflow
   (https://arxiv.org/abs/1710.03740, section 3.2).
 
-  The loss is multiplied by ``scale`` and the gradient divided by it. The scale
+  The loss is multiplied by `scale` and the gradient divided by it. The scale
   grows after a number of steps with finite gradients, and shrinks at once after
   one with a gradient that is not, which the program should not apply.
 
@@ -74,17 +74,17 @@ class DynamicScale(struct.PyTreeNode):
     has_aux: bool = False,
     axis_name: str | None = None,
   ) -> Callable[..., DynamicScaleResult]:
-    """It makes a gradient function; like ``jax.value_and_grad``.
+    """Makes a gradient function; like `jax.value_and_grad`.
 
     Args:
       fun: the function that returns the loss, a scalar; or a pair of the loss
-        and anything else, if ``has_aux``.
+        and anything else, if `has_aux`.
       argnums: which arguments to differentiate by.
       has_aux: whether the function returns a pair.
       axis_name: the name of a mapped axis over which gradients are averaged.
 
     Returns:
-      A function of the same arguments that returns a ``DynamicScaleResult``.
+      A function of the same arguments that returns a `DynamicScaleResult`.
     """
 
     @functools.wraps(fun)
@@ -118,7 +118,7 @@ class DynamicScale(struct.PyTreeNode):
     return unscaled_grad_fun
 
   def _after(self, finite: jax.Array) -> 'DynamicScale':
-    """It returns the scaling for the step after a finite or other gradient."""
+    """Returns the scaling for the step after a finite or other gradient."""
     grow = self.fin_steps == self.growth_interval
     grown = jnp.minimum(self.scale * self.growth_factor, _FLOAT32.max)
     shrunk = self.scale * self.backoff_factor

@@ -6,7 +6,7 @@ from haiku_state import struct
 
 
 class EarlyStopping(struct.PyTreeNode):
-  """It says when a metric that should fall has stopped falling.
+  """Says when a metric that should fall has stopped falling.
 
   The state is immutable: `update` returns the next one.
 
@@ -39,7 +39,7 @@ class EarlyStopping(struct.PyTreeNode):
   has_improved: bool = False
 
   def reset(self):
-    """It returns the state before the first update, with the same settings."""
+    """Returns the state before the first update, with the same settings."""
     return self.replace(
       best_metric=float('inf'),
       patience_count=0,
@@ -48,7 +48,7 @@ class EarlyStopping(struct.PyTreeNode):
     )
 
   def update(self, metric):
-    """It returns the state after one more metric.
+    """Returns the state after one more metric.
 
     Args:
       metric: the new value; less is better.

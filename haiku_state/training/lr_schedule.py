@@ -15,7 +15,7 @@ from absl import logging
 def create_constant_learning_rate_schedule(
   base_learning_rate, steps_per_epoch, warmup_length=0.0
 ):
-  """It makes a schedule that stays at the base rate.
+  """Makes a schedule that stays at the base rate.
 
   Args:
     base_learning_rate: the rate after the warm-up.
@@ -34,7 +34,7 @@ def create_constant_learning_rate_schedule(
 def create_stepped_learning_rate_schedule(
   base_learning_rate, steps_per_epoch, lr_sched_steps, warmup_length=0.0
 ):
-  """It makes a schedule that changes by factors at given epochs.
+  """Makes a schedule that changes by factors at given epochs.
 
   Args:
     base_learning_rate: the rate after the warm-up, before the first change.
@@ -69,7 +69,7 @@ def create_stepped_learning_rate_schedule(
 def create_cosine_learning_rate_schedule(
   base_learning_rate, steps_per_epoch, halfcos_epochs, warmup_length=0.0
 ):
-  """It makes a schedule that falls to 0 along half a cosine wave.
+  """Makes a schedule that falls to 0 along half a cosine wave.
 
   Args:
     base_learning_rate: the rate at step 0, if there is no warm-up.

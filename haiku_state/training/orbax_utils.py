@@ -16,12 +16,12 @@ PyTree = Any
 
 
 def is_multi_device_array(value: Any) -> bool:
-  """It says whether `value` is an array whose parts differ by device."""
+  """Says whether `value` is an array whose parts differ by device."""
   return isinstance(value, jax.Array) and not value.is_fully_replicated
 
 
 def save_args_from_target(target: Any) -> Any:
-  """It makes Orbax's default `SaveArgs` for each leaf of `target`.
+  """Makes Orbax's default `SaveArgs` for each leaf of `target`.
 
   Raises:
     ImportError: Orbax is not installed.
@@ -31,7 +31,7 @@ def save_args_from_target(target: Any) -> Any:
 
 
 def maybe_construct_transformations(target: Any, transforms: Any | None) -> Any:
-  """It makes the transformations that let a target's None stay None.
+  """Makes the transformations that let a target's None stay None.
 
   Args:
     target: the pytree that will be restored.
@@ -56,7 +56,7 @@ def maybe_construct_transformations(target: Any, transforms: Any | None) -> Any:
 
 
 def restore_args_from_target(target: Any, mesh: Mesh | None = None) -> Any:
-  """It makes Orbax's restore arguments from a target.
+  """Makes Orbax's restore arguments from a target.
 
   Args:
     target: a pytree of the checkpoint's structure. Where it has JAX arrays the

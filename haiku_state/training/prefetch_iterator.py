@@ -5,7 +5,7 @@ import warnings
 
 
 class PrefetchIterator:
-  """It wraps an iterator so that its next items are made while you compute.
+  """Wraps an iterator so that its next items are made while you compute.
 
   Deprecated, as in Flax: `tf.data` and other loaders prefetch by themselves.
 
@@ -56,7 +56,7 @@ class PrefetchIterator:
       raise StopIteration if self._error is None else self._error
 
   def close(self):
-    """It stops the background thread; items that wait can still be taken."""
+    """Stops the background thread; items that wait can still be taken."""
     with self._cond:
       self._active = False
       self._cond.notify_all()
@@ -72,7 +72,7 @@ class PrefetchIterator:
         self._cond.notify_all()
 
   def _put(self, item):
-    """It adds an item, waits for room, and says whether to go on."""
+    """Adds an item, waits for room, and says whether to go on."""
     with self._cond:
       self._buffer.append(item)
       self._cond.notify_all()

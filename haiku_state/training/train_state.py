@@ -15,7 +15,7 @@ OVERWRITE_WITH_GRADIENT = '_overwrite_with_gradient'
 
 
 class TrainState(struct.PyTreeNode):
-  """It holds the step, the parameters and the optimizer's state.
+  """Holds the step, the parameters and the optimizer's state.
 
   It serves the usual case of one optax optimizer, and any model. For more,
   such as batch statistics, derive a class with further fields, and pass their
@@ -48,7 +48,7 @@ class TrainState(struct.PyTreeNode):
   opt_state: optax.OptState = struct.field(pytree_node=True)
 
   def apply_gradients(self, *, grads, **kwargs):
-    """It takes one step of the optimizer.
+    """Takes one step of the optimizer.
 
     Args:
       grads: the gradients, a pytree of the structure of `params`. Where the
@@ -80,7 +80,7 @@ class TrainState(struct.PyTreeNode):
 
   @classmethod
   def create(cls, *, apply_fn, params, tx, **kwargs):
-    """It makes the state at step 0.
+    """Makes the state at step 0.
 
     Args:
       apply_fn: the model's function.
@@ -108,7 +108,7 @@ def _has_overwrites(tree):
 
 
 def _in_containers_of(like, tree):
-  """It makes FrozenDicts dicts, and the reverse, as they are in `like`.
+  """Makes FrozenDicts dicts, and the reverse, as they are in `like`.
 
   A tree that differs in more is left as it is: optax will say in what.
   """

@@ -37,7 +37,7 @@ def batch_norm(scope, x, train, axis_name=None):
 
 
 def run(flax, fn, *args, **kwargs):
-  """It returns what init makes and what apply makes of it."""
+  """Returns what init makes and what apply makes of it."""
   y, variables = flax.core.init(fn)(KEY, *args, **kwargs)
   return (
     y,

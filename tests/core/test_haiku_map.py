@@ -162,7 +162,7 @@ paths = st.lists(components, min_size=0, max_size=3)
 
 @st.composite
 def haiku_dictionaries(draw):
-  """It returns parameters and state such as Haiku's modules make."""
+  """Returns parameters and state such as Haiku's modules make."""
 
   def bundles():
     found = {}
@@ -175,7 +175,7 @@ def haiku_dictionaries(draw):
 
 
 def _is_ambiguous(bundles):
-  """It returns whether a value and a module have the same place."""
+  """Returns whether a value and a module have the same place."""
   return any(
     path == f'{other}/{key}' or path.startswith(f'{other}/{key}/')
     for path in bundles

@@ -220,7 +220,7 @@ def test_global_mesh(mesh):
 
 def test_with_partitioning(mesh):
   def init(key, shape, dtype=jnp.float32):
-    """It makes ones."""
+    """Makes ones."""
     return jnp.ones(shape, dtype)
 
   wrapped = meta.with_partitioning(init, (None, 'x'), mesh)

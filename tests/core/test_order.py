@@ -8,7 +8,7 @@ from haiku_state import linen
 
 
 def model(nn):
-  """It returns a model that makes variables in a mixed order."""
+  """Returns a model that makes variables in a mixed order."""
 
   class Inner(nn.Module):
     @nn.compact

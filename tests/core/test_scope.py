@@ -30,7 +30,7 @@ def mlp(scope, x):
 
 
 def auto(scope, x):
-  """It shares an encoder between two calls."""
+  """Shares an encoder between two calls."""
   encode = scope.child(dense, 'encoder', features=3)
   return encode(encode(x))
 

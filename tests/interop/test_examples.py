@@ -23,7 +23,7 @@ def load(name):
 
 
 def shaken(tree):
-  """It returns weights none of which is as it was initialized."""
+  """Returns weights none of which is as it was initialized."""
   keys = iter(jax.random.split(KEY, len(jax.tree.leaves(tree))))
   return jax.tree.map(
     lambda x: x + 0.1 * jax.random.normal(next(keys), x.shape), tree
@@ -31,7 +31,7 @@ def shaken(tree):
 
 
 def check(f, weights, module, mapping, x, train_name, linen_kwargs):
-  """It holds outputs and gradients of both together, and the way back."""
+  """Holds outputs and gradients of both together, and the way back."""
   for train in (True, False):
     result = interop.compare(
       f,

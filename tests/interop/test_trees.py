@@ -23,7 +23,7 @@ plain_paths = st.lists(
 
 
 def nest(paths):
-  """It returns nested dicts with a number at each path that has room."""
+  """Returns nested dicts with a number at each path that has room."""
   tree = {}
   for number, path in enumerate(paths):
     level = tree

@@ -11,14 +11,14 @@ import haiku_state.linen as nn
 
 @pytest.fixture(autouse=True, scope='module')
 def quick_compilation():
-  """It halves the time that the tests of the importing file spend in XLA."""
+  """Halves the time that the tests of the importing file spend in XLA."""
   jax.config.update('jax_disable_most_optimizations', True)
   yield
   jax.config.update('jax_disable_most_optimizations', False)
 
 
 def lowered_text(f, *args, keep_unused=True):
-  """It returns the program without the names of its arguments and results.
+  """Returns the program without the names of its arguments and results.
 
   With `keep_unused=False` it has only what its results need.
   """
@@ -33,7 +33,7 @@ def lowered_text(f, *args, keep_unused=True):
 
 
 def assert_same_program(make, *args, keep_unused=True, **kwargs):
-  """It compares variables and forward programs with those of Flax.
+  """Compares variables and forward programs with those of Flax.
 
   Args:
     make: from the namespace to the layer.
@@ -58,7 +58,7 @@ STREAMS = ('params', 'dropout')
 
 
 def as_dict(tree):
-  """It returns plain dicts for the mappings in a tree of variables."""
+  """Returns plain dicts for the mappings in a tree of variables."""
   if isinstance(tree, tuple):
     return tuple(map(as_dict, tree))
   if hasattr(tree, 'items'):
@@ -78,7 +78,7 @@ def assert_same_leaves(ours, theirs):
 
 
 def assert_close(got, want):
-  """It compares with the tolerance of the coarsest dtype among the leaves."""
+  """Compares with the tolerance of the coarsest dtype among the leaves."""
   got, want = jax.tree.leaves(as_dict(got)), jax.tree.leaves(as_dict(want))
   assert len(got) == len(want)
   for a, b in zip(got, want):

@@ -40,7 +40,7 @@ def flax_dtypes():
 
 
 def outcome(f, *args, **kwargs):
-  """It describes what a call returns, or raises."""
+  """Describes what a call returns, or raises."""
   try:
     out = f(*args, **kwargs)
   except Exception as error:

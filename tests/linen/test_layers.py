@@ -45,13 +45,13 @@ def flax_nn():
 
 @functools.cache
 def initialized(row, namespace):
-  """It returns the layer and its variables, which no test changes."""
+  """Returns the layer and its variables, which no test changes."""
   layer = row.make(namespace)
   return layer, layer.init(row.keys(), *row.args(), **row.call_kwargs())
 
 
 def forward(layer, row, dtype=jnp.float32):
-  """It returns a function (variables, *args) to (output, updates)."""
+  """Returns a function (variables, *args) to (output, updates)."""
   kwargs = row.call_kwargs(dtype)
   keys = {name: row.keys()[name] for name in row.rngs}
 
@@ -64,7 +64,7 @@ def forward(layer, row, dtype=jnp.float32):
 
 
 def gradient(layer, row, dtype=jnp.float32):
-  """It returns a function (variables, *args) to the gradients of a sum."""
+  """Returns a function (variables, *args) to the gradients of a sum."""
   run = forward(layer, row, dtype)
 
   def run_grad(variables, *args):
@@ -83,7 +83,7 @@ def gradient(layer, row, dtype=jnp.float32):
 
 
 def mapped(layer, row):
-  """It returns the forward function for arguments with one more axis."""
+  """Returns the forward function for arguments with one more axis."""
   return jax.vmap(forward(layer, row), (None,) + (0,) * len(row.inputs))
 
 

@@ -35,7 +35,7 @@ over_rows = over(ALL_ROWS)
 
 @functools.cache
 def with_variables(row):
-  """It returns the layer and variables, which no test changes."""
+  """Returns the layer and variables, which no test changes."""
   layer = row.make(nn)
   return layer, drawn.variables(layer, *row.args(), **row.call_kwargs())
 
@@ -45,7 +45,7 @@ def call(f, *args):
 
 
 def in_haiku(row, around=call):
-  """It returns a function of Haiku's that calls the layer, named `layer`."""
+  """Returns a function of Haiku's that calls the layer, named `layer`."""
 
   def f(*args):
     layer = row.make(nn).clone(name='layer')
@@ -56,7 +56,7 @@ def in_haiku(row, around=call):
 
 
 def native(row, around=call):
-  """It returns what `forward` does, by Haiku."""
+  """Returns what `forward` does, by Haiku."""
   f = in_haiku(row, around)
   key = jax.random.key(0) if row.rngs else None
 
@@ -116,7 +116,7 @@ def test_rematerialised_in_a_haiku_function(row):
 
 
 def scanned(f, *args):
-  """It calls a function twice, by a scan."""
+  """Calls a function twice, by a scan."""
   twice = jax.tree.map(lambda x: jnp.stack([x, x]), args)
   return hk.scan(lambda carry, args: (carry, f(*args)), 0, twice)[1]
 

@@ -66,7 +66,7 @@ def test_drawn_dense_general_is_that_of_flax(data):
 
 @st.composite
 def conv_arguments(draw, paddings):
-  """It draws an input and what `Conv` and `ConvLocal` share."""
+  """Draws an input and what `Conv` and `ConvLocal` share."""
   rank = draw(st.integers(1, 2))
 
   def per_axis(high, low=1):
@@ -232,7 +232,7 @@ def test_places_are_those_of_the_convolution(
 
 
 def recorder(operation, calls):
-  """It returns the operation, which notes that it was called."""
+  """Returns the operation, which notes that it was called."""
 
   @functools.wraps(operation)
   def recorded(*args, **kwargs):

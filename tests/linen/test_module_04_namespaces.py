@@ -9,7 +9,7 @@ zeros = jax.nn.initializers.zeros
 
 
 def compact_of(nn, *steps):
-  """It returns a module whose compact method does the steps in order."""
+  """Returns a module whose compact method does the steps in order."""
 
   class Foo(nn.Module):
     @nn.compact
@@ -326,7 +326,7 @@ def reserved_fields(nn, flax):
 
 
 def plain_error(result):
-  """It leaves out the repr of a class's annotations."""
+  """Leaves out the repr of a class's annotations."""
   return result.kind if hasattr(result, 'kind') else result
 
 

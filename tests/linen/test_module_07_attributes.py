@@ -14,7 +14,7 @@ Pair = collections.namedtuple('Pair', 'left right')
 
 
 def attributes_of(nn, **values):
-  """It returns what attributes of setup are, seen from a method."""
+  """Returns what attributes of setup are, seen from a method."""
 
   class Foo(nn.Module):
     def setup(self):

@@ -26,7 +26,7 @@ def order_of(cls):
 
 
 def facts(cls):
-  """It returns the parameters of a class, those by keyword in no order.
+  """Returns the parameters of a class, those by keyword in no order.
 
   In Flax `parent` and `name` are refused as positional arguments by a check of
   their number; by their signature they could be given so. Ours could not.
@@ -42,7 +42,7 @@ def facts(cls):
 
 
 def refusal(fn, *args):
-  """It returns the text of a TypeError; ours has the name of the class too."""
+  """Returns the text of a TypeError; ours has the name of the class too."""
   result = attempt(fn, *args)
   return result.kind, result.text[result.text.find('__init__') :]
 
@@ -206,7 +206,7 @@ def own_kw_only_dataclasses(nn, flax):
 
 
 def importlib(package, name):
-  """It returns a module below a package, whatever the package is called."""
+  """Returns a module below a package, whatever the package is called."""
   for part in name.split('.'):
     package = getattr(package, part)
   return package

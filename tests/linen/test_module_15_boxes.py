@@ -21,7 +21,7 @@ def boxed_dense(nn):
 
 
 def kinds(tree, nn):
-  """It returns the tree with the boxes as text."""
+  """Returns the tree with the boxes as text."""
   return jax.tree.map(
     lambda v: (
       (type(v).__name__, getattr(v, 'names', None), jnp.shape(v.value))

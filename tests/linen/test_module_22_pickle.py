@@ -49,7 +49,7 @@ class Box(nn.Module):
 
 
 def importable(nn, flax):
-  """It returns a module of Python that pickle can import by its name."""
+  """Returns a module of Python that pickle can import by its name."""
   name = f'pickled_with_{flax.__name__}'
   if name not in sys.modules:
     module = types.ModuleType(name)

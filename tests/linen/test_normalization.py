@@ -26,7 +26,7 @@ def flax_nn():
 
 
 def start(features=3):
-  """It returns the variables of a new BatchNorm."""
+  """Returns the variables of a new BatchNorm."""
   return {
     'params': {'scale': jnp.ones(features), 'bias': jnp.zeros(features)},
     'batch_stats': {'mean': jnp.zeros(features), 'var': jnp.ones(features)},
@@ -34,7 +34,7 @@ def start(features=3):
 
 
 def train(layer, x, **kwargs):
-  """It returns output and new statistics of a training call."""
+  """Returns output and new statistics of a training call."""
   y, updates = layer.apply(start(x.shape[-1]), x, mutable=STATS, **kwargs)
   return y, as_dict(updates['batch_stats'])
 
@@ -50,7 +50,7 @@ def close(got, want, tolerance=1e-6):
 
 @st.composite
 def norms(draw):
-  """It draws the name of a layer, its arguments, an input and a mask."""
+  """Draws the name of a layer, its arguments, an input and a mask."""
   kind = draw(
     st.sampled_from(
       ['BatchNorm', 'LayerNorm', 'RMSNorm', 'GroupNorm', 'InstanceNorm']
@@ -251,7 +251,7 @@ def test_false_mask_makes_nan_as_in_flax(flax_nn):
 
 
 def over_batch(layer, x, **masks):
-  """It maps a training call over the first axis; statistics come out once."""
+  """Maps a training call over the first axis; statistics come out once."""
 
   def step(x, masks):
     return train(layer, x, **masks)
@@ -426,7 +426,7 @@ def test_unbound_name_keeps_the_text_of_jax():
 
 
 def test_the_advice_on_an_unbound_name_works():
-  """It runs the line that the note of the error shows."""
+  """Runs the line that the note of the error shows."""
   layer = nn.BatchNorm(False, axis_name='batch')
   with pytest.raises(NameError) as caught:
     layer.apply(start(), X, mutable=STATS)

@@ -50,7 +50,7 @@ def flax_spmd():
 
 
 def traced_specs(f, *args):
-  """It lists the specs of the constraints that tracing a function meets."""
+  """Lists the specs of the constraints that tracing a function meets."""
   # A new function each time, as JAX keeps the trace of one it has seen.
   new = lambda *args: f(*args)
   return [
@@ -104,7 +104,7 @@ def test_logical_to_mesh(mesh):
 
 @pytest.fixture
 def constraints():
-  """It catches the constraints instead of applying them."""
+  """Catches the constraints instead of applying them."""
   with mock.patch.object(spmd, '_with_sharding_constraint') as seen:
     yield seen
 

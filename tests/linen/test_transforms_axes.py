@@ -17,7 +17,7 @@ KEYS = {'params': KEY, 'noise': jax.random.key(1), 'other': jax.random.key(2)}
 
 
 def bits(tree):
-  """It returns arrays as text, which compares exactly."""
+  """Returns arrays as text, which compares exactly."""
 
   def text(x):
     if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
@@ -28,7 +28,7 @@ def bits(tree):
 
 
 def drawer_of(nn):
-  """It returns a class that draws keys in all the ways there are."""
+  """Returns a class that draws keys in all the ways there are."""
 
   class Drawer(nn.Module):
     @nn.compact

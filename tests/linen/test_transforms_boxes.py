@@ -25,7 +25,7 @@ def boxed_dense(nn):
 
 
 def described(nn, tree):
-  """It returns the names and shapes of boxes."""
+  """Returns the names and shapes of boxes."""
 
   def one(x):
     if isinstance(x, nn.Partitioned):

@@ -11,7 +11,7 @@ ones = jax.nn.initializers.ones
 
 
 def lifts(nn):
-  """It returns one lift of each kind that keeps a call as it is."""
+  """Returns one lift of each kind that keeps a call as it is."""
   return {
     'jit': nn.jit,
     'remat': nn.remat,

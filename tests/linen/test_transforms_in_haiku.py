@@ -16,7 +16,7 @@ KEY = jax.random.key(0)
 
 
 class WithHaiku(nn.Module):
-  """It has Haiku's modules, with parameters, state and a key of their own."""
+  """Has Haiku's modules, with parameters, state and a key of their own."""
 
   @nn.compact
   def __call__(self, x):

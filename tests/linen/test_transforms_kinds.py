@@ -132,7 +132,7 @@ def stack(x):
 
 
 def lift(nn, chosen, target, methods=None):
-  """It applies the transforms to a target, as a user would."""
+  """Applies the transforms to a target, as a user would."""
   for name, options in chosen.steps:
     options = options(nn)
     if methods == 'list':
@@ -144,7 +144,7 @@ def lift(nn, chosen, target, methods=None):
 
 
 def use(m, x, dense, inner):
-  """It does what all targets do, with two submodules of `m`."""
+  """Does what all targets do, with two submodules of `m`."""
   seen = m.variable('stats', 'seen', jnp.zeros, (3,))
   seen.value += x.mean(0)
   noise = jax.random.normal(m.make_rng('noise'), x.shape)
@@ -153,7 +153,7 @@ def use(m, x, dense, inner):
 
 
 def declared(nn, carry, in_setup, decorate=lambda method: method):
-  """It returns a class whose call is decorated."""
+  """Returns a class whose call is decorated."""
 
   def call(self, *args):
     x = args[0]
@@ -262,7 +262,7 @@ def bits(tree):
 
 
 def results(package, nn, make, chosen, in_setup, *, gradient):
-  """It returns initial variables, output and updates, and gradients."""
+  """Returns initial variables, output and updates, and gradients."""
   with flag(package, 'flax_return_frozendict', False):
     module = make(nn, chosen, in_setup)
     args = chosen.args(X)

@@ -16,7 +16,7 @@ HIDING = ('tracebackhide', 'remove_frames', 'quiet_remove_frames', 'auto')
 
 @pytest.fixture
 def mode():
-  """It sets the mode, and puts the earlier one back."""
+  """Sets the mode, and puts the earlier one back."""
   before = jax.config.jax_traceback_filtering
   yield lambda value: jax.config.update('jax_traceback_filtering', value)
   jax.config.update('jax_traceback_filtering', before)

@@ -118,7 +118,7 @@ def apply_gradient(optimizer, grads, overrides):
 
 
 def run(optimizer, steps=3, **overrides):
-  """It takes some steps, compiled once for all tests: definitions are equal."""
+  """Takes some steps, compiled once for all tests: definitions are equal."""
   for step in range(steps):
     optimizer = apply_gradient(optimizer, grads(step), overrides)
   return optimizer
@@ -129,7 +129,7 @@ def at(tree, i):
 
 
 def program(optimizer, grads, **overrides):
-  """It returns the text of what a step computes, which costs no compilation."""
+  """Returns the text of what a step computes, which costs no compilation."""
   step_fn = lambda o, g: o.apply_gradient(g, **overrides)
   return str(jax.make_jaxpr(step_fn)(optimizer, grads))
 

@@ -25,7 +25,7 @@ def merge(direction, scale, eps):
 
 
 def pair_grad(direction, scale, grad, eps, decay):
-  """It differentiates ``merge``, by hand."""
+  """Differentiates `merge`, by hand."""
   axes = tuple(range(direction.ndim - 1))
   norm = np.sqrt((direction**2).sum(axes, keepdims=True) + eps)
   along = (grad * direction).sum(axes, keepdims=True)

@@ -36,7 +36,7 @@ class _Killed(BaseException):
 
 
 class _Bomb:
-  """It counts changes to the file system; change number `at` kills."""
+  """Counts changes to the file system; change number `at` kills."""
 
   def __init__(self):
     self.armed, self.at, self.count = False, 0, 0
@@ -55,7 +55,7 @@ class _Bomb:
     return event in _CHANGES
 
   def kill_at(self, number, save, *args, **kwargs):
-    """It runs `save`, and says whether it was killed."""
+    """Runs `save`, and says whether it was killed."""
     self.armed, self.at, self.count = True, number, 0
     try:
       save(*args, **kwargs)
@@ -84,7 +84,7 @@ def _state(generation):
 
 
 def _generation(state):
-  """It checks that a state is whole and says which one it is."""
+  """Checks that a state is whole and says which one it is."""
   (number,) = {int(x) for x in np.ravel(jax.tree.leaves(state)[0])} | {
     int(state['b'])
   }

@@ -40,7 +40,7 @@ def _msgpack():
 
 @pytest.fixture(params=['msgpack', 'orbax'])
 def a_format(request):
-  """It runs a test with the flag both ways."""
+  """Runs a test with the flag both ways."""
   use_orbax = request.param == 'orbax'
   if use_orbax:
     pytest.importorskip('orbax.checkpoint')
@@ -307,7 +307,7 @@ _HISTORIES = {
 
 
 def _outcomes(module, folder, history, names_of_errors):
-  """It saves in turn, and lists after each save what is there or raised."""
+  """Saves in turn, and lists after each save what is there or raised."""
   for step, kwargs in history:
     try:
       module.save_checkpoint(folder, _state(step), step, **kwargs)

@@ -1,6 +1,6 @@
 """Dense, Embed and LayerNorm whose parameters' axes have names.
 
-The names end up in the collection ``params_axes`` (see
+The names end up in the collection `params_axes` (see
 `haiku_state.linen.partitioning`), and logical axis rules map them to the axes of
 a device mesh. Elsewhere use the layers of the same names in
 `haiku_state.linen`, and `nn.with_partitioning`.
@@ -71,13 +71,13 @@ class Dense(Module):
 
   @compact
   def __call__(self, inputs: Array) -> Array:
-    """Returns ``inputs @ kernel + bias``.
+    """Returns `inputs @ kernel + bias`.
 
     Args:
-      inputs: ``[..., input_features]``.
+      inputs: `[..., input_features]`.
 
     Returns:
-      ``[..., features]``.
+      `[..., features]`.
     """
     inputs = jnp.asarray(inputs, self.dtype)
     kernel = param_with_axes(
@@ -111,7 +111,7 @@ class Dense(Module):
 
 
 class Embed(Module):
-  """Looks up a row, ``[vocab, embed]``, for each integer.
+  """Looks up a row, `[vocab, embed]`, for each integer.
 
   >>> import jax, jax.numpy as jnp
   >>> from haiku_state.linen.experimental import layers_with_named_axes as named
@@ -156,7 +156,7 @@ class Embed(Module):
     """Returns the rows that `inputs` name.
 
     Args:
-      inputs: integers of any shape; without `one_hot`, ``[batch, length]`` if
+      inputs: integers of any shape; without `one_hot`, `[batch, length]` if
         logical axis rules are in force.
 
     Returns:
@@ -182,10 +182,10 @@ class Embed(Module):
     """Multiplies by the table, as for the logits of a language model.
 
     Args:
-      query: ``[..., features]``.
+      query: `[..., features]`.
 
     Returns:
-      ``[..., num_embeddings]``.
+      `[..., num_embeddings]`.
     """
     dtype = self.dtype if self.attend_dtype is None else self.attend_dtype
     return jnp.dot(query, jnp.asarray(self.embedding, dtype).T)
@@ -241,7 +241,7 @@ class LayerNorm(Module):
     """Returns the normalized `x`.
 
     Args:
-      x: ``[..., features]``.
+      x: `[..., features]`.
 
     Returns:
       An array of the shape of `x`.
