@@ -160,7 +160,7 @@ def test_wraps():
     return 2 * x
 
   assert double(3) == 6
-  assert (double.__name__, double.__doc__) == ('double', 'It doubles.')
+  assert (double.__name__, double.__doc__) == ('double', 'Doubles.')
 
 
 def test_same_as_flax(mode):
