@@ -22,19 +22,22 @@ LAYERS = {
   'trees': 'serialization struct core.frozen_dict traverse_util cursor',
   'arrays': 'jax_utils io traceback_util',
   'below the scope': """
-    core.filters core.tracers core.keys core.meta core.partial_eval core.spmd
-    core._fingerprint core._shapes core._initial core.axes_scan core._haiku core._store core._suspended core._run""",
+    core._haiku core._haiku_words core._initializers core.filters core.tracers
+    core.keys core.meta core.partial_eval core.spmd core._fingerprint
+    core._shapes core._initial core.axes_scan core._store core._suspended
+    core._run""",
   'scope': 'core.scope core.variables',
   'lift': """
     core._lift core._lift.packing core._lift.autodiff core._lift.caching
     core._lift.collections core._lift.mapping core._lift.control core.lift""",
   'core': 'core',
   'module': """
-    linen.kw_only_dataclasses linen._module linen._module.context
-    linen._module.fields linen._module.haiku_binding linen._module.repr
-    linen._module.state linen._module.submodules linen._module.methods
-    linen._module.metaclass linen._module.calls linen._module.arguments
-    linen._module.sharing linen.module""",
+    linen.kw_only_dataclasses linen._module linen._module.state
+    linen._module.base linen._module.context linen._module.fields
+    linen._module.submodules linen._module.haiku_names linen._module.binding
+    linen._module.methods linen._module.metaclass linen._module.calls
+    linen._module.repr linen._module.arguments linen._module.sharing
+    linen.module""",
   'transforms': 'linen._module.lifting linen.transforms',
   'layers': """
     linen.dtypes linen.initializers linen.activation linen.batch_apply
@@ -87,11 +90,13 @@ APART = {
 # All files that know Haiku.
 KNOWS_HAIKU = {
   'core._haiku',
+  'core._haiku_words',
   'core._run',
   'interop.comparison',
   'interop.functions',
   'linen.module',
-  'linen._module.haiku_binding',
+  'linen._module.binding',
+  'linen._module.haiku_names',
   'linen._module.metaclass',
   'linen._module.methods',
 }

@@ -18,6 +18,8 @@ import ast
 import functools
 import os
 import re
+import sys
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -42,6 +44,11 @@ Bundles = Any
 HAIKU_COLLECTION = 'state'
 
 _MAPPINGS = (dict, FrozenDict)
+
+# The classes of Haiku's initializers, which take a shape and a dtype.
+INITIALIZERS = tuple(
+  x for x in vars(hk.initializers).values() if isinstance(x, type)
+)
 
 # --- Names -------------------------------------------------------------------
 
@@ -561,11 +568,82 @@ def frame_is_current() -> bool:
   return True
 
 
+# --- What lasts as long as a run ---------------------------------------------
+
+
+class _Noted(NamedTuple):
+  """What was noted in a run.
+
+  Attributes:
+    held: what Haiku holds until the run is over; None in a run of ours, which
+      takes its notes away itself.
+    initializing: whether it is a run of `init`.
+    notes: what was noted.
+  """
+
+  held: Any
+  initializing: bool
+  notes: dict[Any, Any]
+
+  def is_over(self) -> bool:
+    """Returns whether Haiku's run has ended."""
+    return self.held is not None and _references(self) == _ONE_REFERENCE
+
+
+def _references(noted: _Noted) -> int:
+  return sys.getrefcount(noted.held)
+
+
+_ONE_REFERENCE = _references(_Noted(object(), False, {}))
+
+
+class _Notes(threading.local):
+  """The runs of this thread that noted something, the innermost last."""
+
+  def __init__(self) -> None:
+    self.runs: list[_Noted] = []
+
+
+_notes = _Notes()
+
+
+# Forced, so that no other name is counted after it.
+_RUN_NAME = hk.force_name('haiku_state_run')
+
+
+def notes_of_run() -> dict[Any, Any]:
+  """Returns a dict that is the same one during one run, of Haiku's or of ours.
+
+  Haiku shows no identity of a run. It keeps what updates the state of a lifted
+  function until the run is over, to see whether that was used.
+
+  A run inside of another one, of the same kind, that asks first after that has,
+  gets the dict of the other. So does a run after one that failed, as long as its
+  traceback is kept.
+  """
+  runs = _notes.runs
+  while runs and runs[-1].is_over():
+    runs.pop()
+  initializing = hk.running_init()
+  if not runs or runs[-1].initializing != initializing:
+    _, updater = hk.lift_with_state(lambda: ({}, {}), name=_RUN_NAME)
+    updater.ignore_update()
+    runs.append(_Noted(updater, initializing, {}))
+  return runs[-1].notes
+
+
 # --- One run -----------------------------------------------------------------
 
 
 def _call(body: Callable[[], Any]) -> Any:
-  return body()
+  """Calls what runs, with notes of its own."""
+  runs = _notes.runs
+  before = len(runs)
+  runs.append(_Noted(None, hk.running_init(), {}))
+  try:
+    return body()
+  finally:
+    del runs[before:]
 
 
 _RUN = hk.transform_with_state(_call)
@@ -652,6 +730,21 @@ def _put_params(bundle: Mapping[str, Any]) -> None:
 def _put_state(bundle: Mapping[str, Any]) -> None:
   for key, value in bundle.items():
     hk.set_state(key, value)
+
+
+def apart(rng: Any, fn: Callable[[], Any]) -> Any:
+  """Calls a function where Haiku's keys are those of a key, and no others.
+
+  Args:
+    rng: the key.
+    fn: the function. What it makes of parameters and state is gone afterwards.
+
+  Returns:
+    What it returns.
+  """
+  out: list[Any] = []
+  _RUN.init(haiku_rng(rng), lambda: out.append(fn()))
+  return out[0]
 
 
 def haiku_rng(rng: jax.Array) -> jax.Array:

@@ -15,10 +15,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.core
 import numpy as np
 
 from haiku_state import errors
-from haiku_state.core import _haiku
+from haiku_state.core import _haiku, _haiku_words
 from haiku_state.core._shapes import expected as expected_shapes
 from haiku_state.core._shapes import trace as trace_shapes
 from haiku_state.core.frozen_dict import FrozenDict
@@ -463,7 +464,9 @@ class InHaiku:
       below = f'{path}/{_haiku.escape_module(name)}'
       for key, x in value.items():
         self._put(scope, below, col, key, x)
-    elif col == 'params':
+      return
+    _check_stays(path, f'{col}:{name}', value)
+    if col == 'params':
       if self.has(scope, col, name):
         raise errors.ModifyScopeVariableError(col, name, scope.path_text)
       key = _haiku.escape_key(name)
@@ -507,6 +510,7 @@ class InHaiku:
     def init(shape, dtype):
       check_may_make_param(scope, name)
       value = scope.initial_param(init_fn, args, kwargs)
+      _check_stays(scope.haiku_path, name, value)
       return _haiku.fit(value, want.shapes[0], want.dtype, shape, dtype, key)
 
     return _haiku.get_or_make_param(
@@ -529,6 +533,12 @@ class InHaiku:
     return _haiku.frame_variables(scope.haiku_path)
 
 
+def _check_stays(path: str, name: str, value: Any) -> None:
+  """Raises if a value would leave a transform of JAX that Haiku does not know."""
+  if isinstance(value, jax.core.Tracer) and not _haiku.frame_is_current():
+    raise _haiku_words.wrong_trace(path, f'"{name}"')
+
+
 Store = AtRest | InRun | InHaiku
 
 
@@ -536,6 +546,8 @@ def check_may_make_param(scope: Scope, name: str) -> None:
   """Raises unless the scope may make a parameter that is missing."""
   if scope.is_mutable_collection('params'):
     return
+  if scope._must_be_given:
+    raise _haiku_words.missing_parameter(scope.haiku_path, name)
   if scope.is_collection_empty('params'):
     raise errors.ScopeCollectionNotFound('params', name, scope.path_text)
   raise errors.ScopeParamNotFoundError(name, scope.path_text)

@@ -17,8 +17,9 @@ import jax
 
 from haiku_state import errors
 from haiku_state.configurations import config as config
-from haiku_state.core import _haiku, keys, meta, tracers
+from haiku_state.core import _haiku, _haiku_words, keys, meta, tracers
 from haiku_state.core._initial import initial_value
+from haiku_state.core._initializers import FromHaiku, as_linen, call_keyless
 from haiku_state.core._run import Run
 from haiku_state.core.filters import CollectionFilter as CollectionFilter
 from haiku_state.core.filters import DenyList as DenyList
@@ -56,6 +57,9 @@ child_rng_token = _Sentinel()
 no_flag = _Sentinel()
 
 _ORDINARY_FLAGS: Mapping[str, Any] = FrozenDict()
+
+# The flag of a run of somebody's `hk.transform`, also in what is lifted there.
+IN_HAIKU = 'in_haiku'
 
 # Under Flax's name: libraries whose keys are objects of their own wrap it.
 _is_valid_rng = keys.is_valid_rng
@@ -425,6 +429,9 @@ class Scope:
 
   def initial_param(self, init_fn: Callable[..., Any], args, kwargs) -> Any:
     """Returns the initial value of a new parameter, by a new key."""
+    if isinstance(init_fn, FromHaiku) and self._run.is_in_haiku:
+      # It draws its own key, as in a module of Haiku's.
+      return call_keyless(init_fn.initializer, *args, **kwargs)
     rng, suffix = self._next_rng('params')
     is_recorded = self._run.is_recorded
     return initial_value(init_fn, rng, suffix, args, kwargs, is_recorded)
@@ -437,6 +444,8 @@ class Scope:
         return self._run.haiku_rng(), ()
       stream = self._streams.get('params')
       if stream is None:
+        if IN_HAIKU in self.flags:
+          raise _haiku_words.missing_key(self.haiku_path, name)
         raise errors.InvalidRngError(f'{self.name} needs PRNG for "{name}"')
       name = 'params'
     self._check_usable()
@@ -446,6 +455,16 @@ class Scope:
     return stream.rng, (*stream.suffix, *self._suffix, count)
 
   # --- Variables ---
+
+  @property
+  def _must_be_given(self) -> bool:
+    """Whether variables that are asked for must be there, as parameters must.
+
+    So it is in `apply` of somebody's `hk.transform`. Made anew there, statistics
+    would silently be those of an untrained model.
+    """
+    flags = self.flags
+    return IN_HAIKU in flags and not flags['initializing']
 
   def get_variable(self, col: str, name: str, default: Any = None) -> Any:
     """Returns the value of a variable, or `default` where there is none."""
@@ -492,17 +511,36 @@ class Scope:
     Raises:
       ScopeCollectionNotFound: the collection is empty and immutable.
       ScopeVariableNotFoundError: the variable is missing, and the collection
-        immutable or `init_fn` None.
+        immutable, or `init_fn` None, or this is `apply` of a Haiku function.
       ValueError: the name is taken.
     """
     self.reserve(name, col)
     if not self._run.store.has_or_will(self, col, name):
-      if init_fn is None or not in_filter(self.mutable, col):
-        if self.is_collection_empty(col):
-          raise errors.ScopeCollectionNotFound(col, name, self.path_text)
-        raise errors.ScopeVariableNotFoundError(name, col, self.path_text)
-      self.put_variable(col, name, init_fn(*init_args, **init_kwargs))
+      self.check_may_make(col, name, init_fn is not None)
+      value = call_keyless(init_fn, *init_args, **init_kwargs)
+      self.put_variable(col, name, value)
     return Variable(self, col, name, unbox)
+
+  def check_may_make(self, col: str, name: str, can: bool = True) -> None:
+    """Raises unless a variable that is asked for, and missing, may be made.
+
+    Args:
+      col: its collection.
+      name: its name.
+      can: whether there is a way to make it.
+
+    Raises:
+      ScopeCollectionNotFound: the collection is empty.
+      ScopeVariableNotFoundError: it is not.
+    """
+    if self._must_be_given:
+      key = _haiku.state_key(col, name)
+      raise _haiku_words.missing_state(self.haiku_path, key)
+    if can and in_filter(self.mutable, col):
+      return
+    if self.is_collection_empty(col):
+      raise errors.ScopeCollectionNotFound(col, name, self.path_text)
+    raise errors.ScopeVariableNotFoundError(name, col, self.path_text)
 
   def param(
     self,
@@ -516,7 +554,8 @@ class Scope:
 
     Args:
       name: its name.
-      init_fn: takes a key, then the arguments; returns the initial value.
+      init_fn: takes a key, then the arguments; returns the initial value. Or
+        an object of `hk.initializers`.
       *init_args: arguments of `init_fn`.
       unbox: whether the result is without its box of metadata.
       **init_kwargs: keyword arguments of `init_fn`.
@@ -528,6 +567,7 @@ class Scope:
       ValueError: the name is taken.
     """
     self.reserve(name, 'params')
+    init_fn = as_linen(init_fn)
     value: Any = self._run.store.param(
       self, name, init_fn, init_args, init_kwargs
     )
