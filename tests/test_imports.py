@@ -23,7 +23,7 @@ LAYERS = {
   'arrays': 'jax_utils io traceback_util',
   'below the scope': """
     core.filters core.tracers core.keys core.meta core.partial_eval core.spmd
-    core._fingerprint core._shapes core._initial core.axes_scan core._haiku core._store core._suspended core._run""",
+    core._fingerprint core._shapes core._initial core.axes_scan core._haiku core._place core._store core._out_of_reach core._run""",
   'scope': 'core.scope core.variables',
   'lift': """
     core._lift core._lift.packing core._lift.autodiff core._lift.caching
@@ -32,7 +32,8 @@ LAYERS = {
   'module': """
     linen.kw_only_dataclasses linen._module linen._module.context
     linen._module.fields linen._module.haiku_binding linen._module.repr
-    linen._module.state linen._module.submodules linen._module.methods
+    linen._module.state linen._module.submodules linen._module.threads
+    linen._module.methods
     linen._module.metaclass linen._module.calls linen._module.arguments
     linen._module.sharing linen.module""",
   'transforms': 'linen._module.lifting linen.transforms',

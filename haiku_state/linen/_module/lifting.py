@@ -28,6 +28,7 @@ from haiku_state.linen._module.haiku_binding import (
   bind_in_haiku,
   called_by_haiku,
 )
+from haiku_state.linen._module.threads import in_use
 from haiku_state.linen.module import Module, wrap_method_once
 
 
@@ -87,7 +88,8 @@ class Reached:
       return
     self._places[key] = -1  # It is being visited.
     if isinstance(x, Module):
-      x._try_setup(shallow=True)
+      with in_use(x, Module) as own:
+        own._try_setup(shallow=True)
       for value in _attributes(x).values():
         if not submodules.is_plain(value):
           for leaf in jax.tree.leaves(value):
@@ -206,7 +208,10 @@ def lift_methods(
 
   @functools.wraps(fns[0])
   def method(self, *args, **kwargs):
-    self = _usable(self)
+    with in_use(_usable(self), Module) as self:
+      return call(self, args, kwargs)
+
+  def call(self, args, kwargs):
     reached = Reached(self, args, kwargs)
     scopes: Any = reached.scopes
     if not multi_scope:
@@ -275,8 +280,7 @@ def lift_methods_cached(
 
   @functools.wraps(fns[0])
   def method(self, *args, **kwargs):
-    self = _usable(self)
-    with _forked_rngs(self.scope):
+    with in_use(_usable(self), Module) as self, _forked_rngs(self.scope):
       reached = Reached(self, args, kwargs)
       key = _StaticKey(reached, cls)
       return lifted(reached.scopes, key, *reached.args, **reached.kwargs)

@@ -30,6 +30,7 @@ from haiku_state.linen._module.haiku_binding import (
   enter_haiku,
 )
 from haiku_state.linen._module.state import SetupState
+from haiku_state.linen._module.threads import call_at_rest
 
 if TYPE_CHECKING:
   from haiku_state.core._run import Run
@@ -119,7 +120,7 @@ def wrap_method(
       return call_unbound(self, fun, wrapped, rest, kwargs)
     run = scope._run
     if run.is_at_rest:
-      return run.execute(scope, lambda: wrapped(*args, **kwargs))
+      return call_at_rest(wrapped, args, kwargs, module_type)
     state = self._state
     if 'module_name' not in self.__dict__:
       enter_haiku(self)  # It was bound at rest.

@@ -153,7 +153,7 @@ def _adopt(owner: Module, place: str, module: Any, attached: list[Any]) -> Any:
     # Sharing by reference survives: one copy for each object and run.
     if _preserves_names(owner):
       given_name = module.name
-    adopted = owner.scope._run.adopted
+    adopted = owner.scope._modules.adopted
     copy = adopted.get(module._id)
     if copy is None:
       own_name = module.name
