@@ -24,8 +24,8 @@ LAYERS = {
   'below the scope': """
     core._haiku core._haiku_words core._initializers core.filters core.tracers
     core.keys core.meta core.partial_eval core.spmd core._fingerprint
-    core._shapes core._initial core.axes_scan core._store core._suspended
-    core._run""",
+    core._shapes core._initial core.axes_scan core._place core._store
+    core._out_of_reach core._run""",
   'scope': 'core.scope core.variables',
   'lift': """
     core._lift core._lift.packing core._lift.autodiff core._lift.caching
@@ -35,9 +35,9 @@ LAYERS = {
     linen.kw_only_dataclasses linen._module linen._module.state
     linen._module.base linen._module.context linen._module.fields
     linen._module.submodules linen._module.haiku_names linen._module.binding
-    linen._module.methods linen._module.metaclass linen._module.calls
-    linen._module.repr linen._module.arguments linen._module.sharing
-    linen.module""",
+    linen._module.threads linen._module.methods linen._module.metaclass
+    linen._module.calls linen._module.repr linen._module.arguments
+    linen._module.sharing linen.module""",
   'transforms': 'linen._module.lifting linen.transforms',
   'layers': """
     linen.dtypes linen.initializers linen.activation linen.batch_apply

@@ -138,6 +138,17 @@ def _split_state_key(key: str) -> tuple[str, str | None]:
   return unescape(col), unescape(name) if name else None
 
 
+def is_own_state(key: str) -> bool:
+  """Returns whether a key of state is one of Haiku's own modules."""
+  return ':' not in key
+
+
+def param_of_state(key: str) -> str | None:
+  """Returns the key of a parameter that is kept as state, None for others."""
+  col, colon, name = key.rpartition(':')
+  return name if colon and col == 'params' and name else None
+
+
 @functools.lru_cache(maxsize=65536)
 def _split_path(bundle: str, root: str) -> tuple[str, ...]:
   """Returns the names from the root to a bundle."""

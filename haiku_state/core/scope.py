@@ -1,7 +1,8 @@
 """Scopes: cursors into the variables of a run.
 
 A `Scope` knows its path, its key streams and what it may change. It holds names
-and counts, never values: those are in the store of the run (`core/_store.py`).
+and counts, never values: those are in the store of the run (`core/_store.py`),
+which each thread finds for itself (`core/_run.py`).
 `init` and `apply` turn a function of a scope into a pure function of a
 variables dict; `bind` makes a scope that outlives any run.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 import jax
@@ -20,7 +21,9 @@ from haiku_state.configurations import config as config
 from haiku_state.core import _haiku, _haiku_words, keys, meta, tracers
 from haiku_state.core._initial import initial_value
 from haiku_state.core._initializers import FromHaiku, as_linen, call_keyless
-from haiku_state.core._run import Run
+from haiku_state.core._place import Place
+from haiku_state.core._run import Occupied, Root, Run, execute
+from haiku_state.core._store import CannotChange, WrongShape
 from haiku_state.core.filters import CollectionFilter as CollectionFilter
 from haiku_state.core.filters import DenyList as DenyList
 from haiku_state.core.filters import Filter as Filter
@@ -140,12 +143,14 @@ class Scope:
   ):
     if parent is None:
       run = Run.at_rest(variables)
+      self._modules = Occupied()
     elif variables:
       raise ValueError(
         'A scope with a parent reads the variables of its parent: pass {}.'
       )
     else:
       run = parent._run
+      self._modules = parent._modules
     self._run = run
     self._streams = keys.streams(rngs)
     # Names to fold into the streams' keys: those below the scope that has them.
@@ -161,8 +166,7 @@ class Scope:
     self.rng_counters: dict[Any, Any] = dict.fromkeys(self._streams, 0)
     self.reservations: dict[str, set[str | None]] = {}
     self._invalid = False
-    self._haiku_path: str | None = None
-    self._levels: tuple[Any, dict[str, Any]] | None = None
+    self._place: Place | None = None
 
   # --- Identity and place ---
 
@@ -188,23 +192,20 @@ class Scope:
     return '/' + '/'.join(self.debug_path)
 
   @property
+  def place(self) -> Place:
+    """Where the scope is among the scopes of its run."""
+    place = self._place
+    if place is None:
+      if self.parent is None:
+        return self._run.root
+      assert self.name is not None
+      place = self._place = self.parent.place.below(self.name)
+    return place
+
+  @property
   def haiku_path(self) -> str:
     """The Haiku name of the module at this scope."""
-    path = self._haiku_path
-    if path is None or self.parent is None:
-      if self.parent is None:
-        return self._run.haiku_root
-      assert self.name is not None
-      path = f'{self.parent.haiku_path}/{_haiku.escape_module(self.name)}'
-      self._haiku_path = path
-    return path
-
-  def _levels_in(self, store: Any) -> dict[str, Any]:
-    """Returns the levels that a store has found for this scope."""
-    levels = self._levels
-    if levels is None or levels[0] is not store:
-      levels = self._levels = (store, {})
-    return levels[1]
+    return self.place.path
 
   # --- Life ---
 
@@ -246,6 +247,32 @@ class Scope:
     if rewind_rngs:
       scope.rng_counters = dict.fromkeys(self._streams, 0)
     return scope
+
+  def _for_copies(self, modules: Occupied) -> Scope:
+    """Returns this scope for copies of modules: all names are free there."""
+    scope = self._sibling()
+    scope._modules = modules
+    return scope
+
+  def _as_root(self) -> Root:
+    """Returns what a run needs to know of the root."""
+    root = self._root or self
+    initializing = root.flags.get('initializing', False)
+    return Root(
+      root._run, root.mutable, root._streams, root.rng_counters, initializing
+    )
+
+  def execute(self, body: Callable[[], T]) -> T:
+    """Calls `body` in a run of the variables, if none goes on.
+
+    Args:
+      body: the function, without arguments.
+
+    Returns:
+      What `body` returns. The variables at rest are changed when it returns,
+      and only then: an exception leaves them as they were.
+    """
+    return self._run.execute(self._as_root(), body)
 
   def _sibling(self) -> Scope:
     """Returns a scope that is like this one, with no name reserved."""
@@ -327,15 +354,13 @@ class Scope:
     scope._suffix = self._suffix + (name,)
     scope._root = self._root or self
     scope.rng_counters = counters
-    scope._haiku_path = None
-    scope._levels = None
+    scope._place = None
     return scope
 
   def _move_below(self, parent: Scope) -> None:
     """Makes this the child of another scope; its keys stay the same."""
     self.parent = parent
-    self._haiku_path = None
-    self._levels = None
+    self._place = None
 
   def child(
     self,
@@ -382,11 +407,11 @@ class Scope:
 
   def variables(self) -> Any:
     """Returns the collections below this scope, all of them."""
-    return _as_flagged(self._run.store.variables(self))
+    return _as_flagged(self._run.store.variables(self.place))
 
   def mutable_variables(self) -> Any:
     """Returns the collections below this scope that may be changed."""
-    found = self._run.store.variables(self)
+    found = self._run.store.variables(self.place)
     return _as_flagged(
       {col: x for col, x in found.items() if in_filter(self.mutable, col)}
     )
@@ -436,6 +461,16 @@ class Scope:
     is_recorded = self._run.is_recorded
     return initial_value(init_fn, rng, suffix, args, kwargs, is_recorded)
 
+  def _new_param(self, name: str, init_fn: Callable[..., Any], args, kwargs):
+    """Returns `initial_param`, or raises if no parameter may be made."""
+    if not in_filter(self.mutable, 'params'):
+      if self._must_be_given:
+        raise _haiku_words.missing_parameter(self.haiku_path, name)
+      if self.is_collection_empty('params'):
+        raise errors.ScopeCollectionNotFound('params', name, self.path_text)
+      raise errors.ScopeParamNotFoundError(name, self.path_text)
+    return self.initial_param(init_fn, args, kwargs)
+
   def _next_rng(self, name: str) -> tuple[jax.Array, tuple[str | int, ...]]:
     """Counts a key; returns its root and what is to be folded in."""
     stream = self._streams.get(name)
@@ -468,15 +503,15 @@ class Scope:
 
   def get_variable(self, col: str, name: str, default: Any = None) -> Any:
     """Returns the value of a variable, or `default` where there is none."""
-    return self._run.store.get(self, col, name, default)
+    return self._run.store.get(self.place, col, name, default)
 
   def _is_array(self, col: str, name: str) -> bool:
     """Returns whether the variable is one array; False if that is not known."""
-    return self._run.store.is_array(self, col, name)
+    return self._run.store.is_array(self.place, col, name)
 
   def has_variable(self, col: str, name: str) -> bool:
     """Returns whether the variable is there."""
-    return self._run.store.has(self, col, name)
+    return self._run.store.has(self.place, col, name)
 
   def put_variable(self, col: str, name: str, value: Any) -> None:
     """Sets the value of a variable.
@@ -487,7 +522,21 @@ class Scope:
     self._check_usable()
     if not in_filter(self.mutable, col):
       raise errors.ModifyScopeVariableError(col, name, self.path_text)
-    self._run.store.put(self, col, name, value)
+    try:
+      self._run.store.put(self.place, col, name, value)
+    except CannotChange as e:
+      raise errors.ModifyScopeVariableError(
+        col, e.name, self.path_text
+      ) from None
+
+  def _merge(self, col: str, tree: Mapping[str, Any], only: Any) -> None:
+    """Puts a tree of variables here; of parameters, those in `only`."""
+    try:
+      self._run.store.merge(self.place, col, tree, only)
+    except CannotChange as e:
+      raise errors.ModifyScopeVariableError(
+        col, e.name, self.path_text
+      ) from None
 
   def variable(
     self,
@@ -515,7 +564,7 @@ class Scope:
       ValueError: the name is taken.
     """
     self.reserve(name, col)
-    if not self._run.store.has_or_will(self, col, name):
+    if not self._run.store.has_or_will(self.place, col, name):
       self.check_may_make(col, name, init_fn is not None)
       value = call_keyless(init_fn, *init_args, **init_kwargs)
       self.put_variable(col, name, value)
@@ -568,9 +617,17 @@ class Scope:
     """
     self.reserve(name, 'params')
     init_fn = as_linen(init_fn)
-    value: Any = self._run.store.param(
-      self, name, init_fn, init_args, init_kwargs
+    make = functools.partial(
+      self._new_param, name, init_fn, init_args, init_kwargs
     )
+    try:
+      value: Any = self._run.store.param(
+        self.place, name, init_fn, init_args, init_kwargs, make
+      )
+    except WrongShape as e:
+      raise errors.ScopeParamShapeError(
+        name, self.path_text, e.found, e.wanted
+      ) from None
     return meta.unbox(value) if unbox else value
 
   # --- Flags ---
@@ -628,6 +685,21 @@ def bind(
   return Scope(own, rngs=rngs, mutable=mutable, flags=flags)
 
 
+def execute_once(scopes: Sequence[Scope], body: Callable[[], T]) -> T:
+  """Calls `body` in the only run of the variables of some scopes.
+
+  Args:
+    scopes: scopes that were made for this run.
+    body: the function, without arguments.
+
+  Returns:
+    What `body` returns; then the variables of the scopes are what it made them.
+  """
+  for scope in scopes:
+    scope._modules.take()  # A thread that `body` starts uses copies.
+  return execute([scope._as_root() for scope in scopes], body, once=True)
+
+
 def _check_variables(variables: Any) -> None:
   for col, tree in variables.items():
     if not isinstance(col, str) or not isinstance(tree, (dict, FrozenDict)):
@@ -667,7 +739,7 @@ def apply(
     scope = Scope(variables, rngs=streams, mutable=mutable, flags=flags)
     scope._run.haiku_root = haiku_root
     with scope.temporary():
-      y = scope._run.execute(scope, lambda: fn(scope, *args, **kwargs))
+      y = execute_once([scope], lambda: fn(scope, *args, **kwargs))
     return y if mutable is False else (y, scope.mutable_variables())
 
   return wrapper

@@ -71,6 +71,7 @@ from haiku_state.linen._module.state import (
   ModuleState,
   SetupState,
 )
+from haiku_state.linen._module.threads import in_use
 from haiku_state.linen.kw_only_dataclasses import field
 
 traceback_util.register_exclusion(__file__)
@@ -250,9 +251,10 @@ class Module(ModuleBase, hk.Module, metaclass=ModuleMeta):
   def __getattr__(self, name: str) -> Any:
     if name in _COPY_METHODS:
       raise AttributeError()
-    self._try_setup()
-    if name in self.__dict__:
-      return self.__dict__[name]
+    with in_use(self) as module:
+      module._try_setup()
+      if name in module.__dict__:
+        return module.__dict__[name]
     text = f'"{type(self).__name__}" object has no attribute "{name}".'
     if self.scope is None:
       text += (
@@ -262,8 +264,9 @@ class Module(ModuleBase, hk.Module, metaclass=ModuleMeta):
     raise AttributeError(text)
 
   def __dir__(self) -> list[str]:
-    self._try_setup()
-    return object.__dir__(self)  # type: ignore[return-value]
+    with in_use(self) as module:
+      module._try_setup()
+      return object.__dir__(module)  # type: ignore[return-value]
 
   def __repr__(self) -> str:
     return module_repr(self)
@@ -813,7 +816,7 @@ def _check_setup(module: Module) -> None:
 
   def run(x):
     with _KeylessScope({}, mutable=True).temporary() as root:
-      root._run.execute(root, lambda: module.clone(parent=root)._try_setup())
+      root.execute(lambda: module.clone(parent=root)._try_setup())
     return x
 
   jax.eval_shape(run, 0)

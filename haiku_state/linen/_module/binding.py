@@ -169,7 +169,7 @@ def _adopt(
     # Sharing by reference survives: one copy for each object and run.
     if _preserves_names(owner):
       given_name = module.name
-    adopted = _adopted(owner.scope._run)
+    adopted = _adopted(owner.scope)
     copy = adopted.get(module._id)
     if copy is None:
       own_name = module.name
@@ -185,9 +185,11 @@ def _adopt(
   return module
 
 
-def _adopted(run: Run) -> Any:
+def _adopted(scope: Scope) -> Any:
   """Returns the copies of modules from outside, by the ids of the originals."""
-  return _haiku.notes_of_run() if run.is_in_haiku else run.adopted
+  if scope._run.is_in_haiku:
+    return _haiku.notes_of_run()
+  return scope._modules.adopted
 
 
 def _preserves_names(owner: ModuleBase) -> bool:

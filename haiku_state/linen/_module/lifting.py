@@ -26,6 +26,7 @@ from haiku_state.linen._module import submodules
 from haiku_state.linen._module.binding import usable
 from haiku_state.linen._module.calls import resolve_method
 from haiku_state.linen._module.methods import wrap_method_once
+from haiku_state.linen._module.threads import in_use
 from haiku_state.linen.module import Module
 
 
@@ -85,7 +86,8 @@ class Reached:
       return
     self._places[key] = -1  # It is being visited.
     if isinstance(x, Module):
-      x._try_setup(shallow=True)
+      with in_use(x) as own:
+        own._try_setup(shallow=True)
       for value in _attributes(x).values():
         if not submodules.is_plain(value):
           for leaf in jax.tree.leaves(value):
@@ -202,7 +204,10 @@ def lift_methods(
 
   @functools.wraps(fns[0])
   def method(self, *args, **kwargs):
-    self = _usable(self)
+    with in_use(_usable(self)) as self:
+      return call(self, args, kwargs)
+
+  def call(self, args, kwargs):
     reached = Reached(self, args, kwargs)
     scopes: Any = reached.scopes
     if not multi_scope:
@@ -271,8 +276,7 @@ def lift_methods_cached(
 
   @functools.wraps(fns[0])
   def method(self, *args, **kwargs):
-    self = _usable(self)
-    with _forked_rngs(self.scope):
+    with in_use(_usable(self)) as self, _forked_rngs(self.scope):
       reached = Reached(self, args, kwargs)
       key = _StaticKey(reached, cls)
       return lifted(reached.scopes, key, *reached.args, **reached.kwargs)

@@ -29,6 +29,7 @@ from haiku_state.linen._module.context import (
 )
 from haiku_state.linen._module.haiku_names import enter_haiku
 from haiku_state.linen._module.state import SetupState
+from haiku_state.linen._module.threads import call_at_rest
 
 _F = TypeVar('_F', bound=Callable[..., Any])
 
@@ -113,7 +114,7 @@ def wrap_method(
       return call_unbound(self, fun, wrapped, rest, kwargs)
     run = scope._run
     if run.is_at_rest:
-      return run.execute(scope, lambda: wrapped(*args, **kwargs))
+      return call_at_rest(wrapped, args, kwargs)
     state = self._state
     if 'module_name' not in self.__dict__:
       enter_haiku(self)  # It was bound at rest.
