@@ -14,11 +14,9 @@ dicts; `interop.from_haiku` and `interop.weights_from_haiku` go on from there.
 
 from __future__ import annotations
 
-import collections
 import io
 import os
 import pathlib
-import pickle
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -28,13 +26,9 @@ import numpy as np
 
 from haiku_state import serialization
 from haiku_state.core.frozen_dict import FrozenDict
-
-Path = str | os.PathLike[str]
-
-
-class WeightsFileError(ValueError):
-  """A file of weights that cannot be read, or be written."""
-
+from haiku_state.interop import _pickles
+from haiku_state.interop._plain import Path
+from haiku_state.interop._plain import WeightsFileError as WeightsFileError
 
 # --- Flat names --------------------------------------------------------------
 
@@ -267,24 +261,30 @@ def save_msgpack(path: Path, tree: Mapping[str, Any]) -> None:
 # --- Pickles -----------------------------------------------------------------
 
 
-def load_pickle(path: Path, *, trust: bool = False) -> Any:
+def load_pickle(
+  path: Path, *, trust: bool = False, several: bool = False
+) -> Any:
   """Reads a pickle of Haiku's parameters, without executing anything.
 
-  A pickle is a program. This reads the arrays, dicts, lists and tuples in it,
-  and refuses everything else: no function of the file's choice is called.
+  A pickle is a program. This has an interpreter of its own, which knows the
+  operations that occur in Haiku's checkpoints and makes dicts, lists, tuples,
+  numbers, text and arrays of those; anything else in the file is refused. What
+  it costs is bounded by the size of the file.
 
   Args:
     path: the file.
     trust: must be True. Pickles are a format for one's own files; write others
       as npz or safetensors.
+    several: whether the file holds several pickles one behind the other, as
+      several calls of `pickle.dump` write them.
 
   Returns:
     What was pickled: dicts of NumPy arrays. Haiku's own mappings become dicts,
-    JAX's arrays NumPy arrays.
+    JAX's arrays NumPy arrays. With `several`, a list with an item for each.
 
   Raises:
     WeightsFileError: `trust` is not given, the file is damaged, or it has
-      something else in it.
+      something else in it: the text says what, and at which byte.
   """
   if trust is not True:
     raise WeightsFileError(
@@ -292,119 +292,18 @@ def load_pickle(path: Path, *, trust: bool = False) -> Any:
       ' where it comes from. Nothing in it is executed even then.'
     )
   with open(path, 'rb') as file:
-    try:
-      return _plain(_Unpickler(file).load())
-    except WeightsFileError as e:
-      raise WeightsFileError(f'{path}: {e}') from e
-    except Exception as e:  # A damaged pickle raises anything.
-      raise WeightsFileError(
-        f'{path}: it is no pickle, or is damaged: {e}'
-      ) from e
-
-
-class _Mapping:
-  """Takes the place of Haiku's mappings, whose state is what they hold."""
-
-  def __init__(self, *args: Any):
-    self.args = args
-    self.state: Any = None
-
-  def __setstate__(self, state: Any) -> None:
-    self.state = state
-
-
-def _flat_mapping(*args: Any) -> Any:
-  return _Mapping(*args)
-
-
-def _jax_array(fun: Any, args: Any, state: Any, aval_state: Any) -> np.ndarray:
-  """Returns the NumPy array that JAX pickles in an array."""
-  del aval_state
-  array = fun(*args)
-  if not isinstance(array, np.ndarray):
-    raise WeightsFileError('an array in it is none')
-  array.__setstate__(state)
-  return array
-
-
-def _plain(x: Any) -> Any:
-  """Returns a tree with dicts in the place of other mappings."""
-  if isinstance(x, _Mapping):
-    found = x.state if x.state is not None else (x.args or ({},))[0]
-    if isinstance(found, dict) and set(found) == {'_mapping'}:
-      found = found['_mapping']
-    if not isinstance(found, (dict, _Mapping)):
-      raise WeightsFileError('a mapping of Haiku in it is of a form not known')
-    return _plain(found)
-  if isinstance(x, dict):
-    return {key: _plain(value) for key, value in x.items()}
-  if type(x) in (list, tuple):
-    return type(x)(map(_plain, x))
-  return x
-
-
-def _numpy_reconstruct(kind: Any, shape: Any, dtype: Any) -> np.ndarray:
-  del kind, shape, dtype
-  return np.empty((0,), np.int8)
-
-
-def _numpy_scalar(dtype: Any, content: Any = b'') -> Any:
-  return np.frombuffer(content, dtype)[0]
-
-
-def _numpy_frombuffer(
-  buffer: Any, dtype: Any, shape: Any, order: Any
-) -> np.ndarray:
-  return np.frombuffer(buffer, dtype).reshape(shape, order=order)
-
-
-def _bytes(text: str, encoding: str) -> bytes:
-  """Returns bytes, which old protocols write as text."""
-  if encoding != 'latin1':
-    raise WeightsFileError(f'bytes in it are encoded by {encoding!r}')
-  return text.encode('latin1')
-
-
-_ML_DTYPES = ('bfloat16', 'float8_e4m3fn', 'float8_e5m2')
-
-
-def _ml_dtype(name: str) -> Any:
-  import ml_dtypes  # JAX brings it.
-
-  return getattr(ml_dtypes, name)
-
-
-# What a pickle may name, and what stands for it here.
-_ALLOWED: dict[tuple[str, str], Any] = {
-  ('collections', 'OrderedDict'): collections.OrderedDict,
-  ('collections', 'defaultdict'): collections.OrderedDict,
-  ('builtins', 'dict'): dict,
-  ('_codecs', 'encode'): _bytes,
-  ('numpy', 'dtype'): np.dtype,
-  ('numpy', 'ndarray'): np.ndarray,
-  ('jax._src.array', '_reconstruct_array'): _jax_array,
-  ('haiku._src.data_structures', 'FlatMapping'): _flat_mapping,
-  ('haiku._src.data_structures', 'FlatMap'): _flat_mapping,
-  ('haiku._src.data_structures', 'frozendict'): _flat_mapping,
-}
-for _core in ('numpy.core', 'numpy._core'):
-  _ALLOWED |= {
-    (f'{_core}.multiarray', '_reconstruct'): _numpy_reconstruct,
-    (f'{_core}.multiarray', 'scalar'): _numpy_scalar,
-    (f'{_core}.numeric', '_frombuffer'): _numpy_frombuffer,
-  }
-
-
-class _Unpickler(pickle.Unpickler):
-  """Knows the names in `_ALLOWED`, and no others."""
-
-  def find_class(self, module: str, name: str) -> Any:
-    if module == 'ml_dtypes' and name in _ML_DTYPES:
-      return _ml_dtype(name)
-    found = _ALLOWED.get((module, name))
-    if found is None:
-      raise WeightsFileError(
-        f'it names `{module}.{name}`, which is neither an array nor a dict, and'
-        ' is not looked up.'
-      )
-    return found
+    size = os.fstat(file.fileno()).st_size
+    found = []
+    while not found or file.tell() < size:
+      begin = file.tell()
+      if len(found) == 1 and not several:
+        raise WeightsFileError(
+          f'{path}: behind its end at byte {begin} there are {size - begin}'
+          ' bytes more. If it is several pickles, pass `several=True`.'
+        )
+      try:
+        found.append(_pickles.read(file, size - begin))
+      except WeightsFileError as e:
+        part = f', pickle {len(found)} from byte {begin} on' if begin else ''
+        raise WeightsFileError(f'{path}{part}: {e}') from e
+  return found if several else found[0]
