@@ -25,14 +25,13 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from haiku_state.interop._plain import (
-  MAX_DEPTH,
+from haiku_state._plain_arrays import (
   ML_DTYPES,
-  WeightsFileError,
   check_content,
   dtype_from_text,
   short,
 )
+from haiku_state.interop._plain import MAX_DEPTH, WeightsFileError
 
 # A checkpoint has about 25 operations for an array.
 MAX_OPERATIONS = 5_000_000
@@ -538,7 +537,7 @@ def read(file: BinaryIO, size: int) -> Any:
     if machine.below or len(machine.stack) != 1:
       raise WeightsFileError('it ends with other than one value')
     return _Finish(10 * count + 10_000).value(machine.stack[0], 0)
-  except WeightsFileError as e:
+  except ValueError as e:
     raise WeightsFileError(f'at byte {where}: {e}.') from e
   except IndexError as e:
     raise WeightsFileError(

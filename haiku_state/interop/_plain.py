@@ -1,19 +1,16 @@
-"""What a file of weights may hold: arrays of plain numbers under names.
-
-Here is what all readers share: the error, the limits, and the dtypes that a
-file may name.
-"""
+"""What all formats of files of weights share: the error, and names."""
 
 from __future__ import annotations
 
+import contextlib
 import os
-import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-import ml_dtypes
+import jax
 import numpy as np
 
+from haiku_state._plain_arrays import dtype_text, short
 from haiku_state.core.frozen_dict import FrozenDict
 
 Path = str | os.PathLike[str]
@@ -21,100 +18,172 @@ Path = str | os.PathLike[str]
 # Haiku and linen nest names by a dozen levels; `jax.tree`, `repr` and `pickle`
 # give up at some hundreds.
 MAX_DEPTH = 200
-# A text of an error shows so much of what a file says.
-_MAX_SHOWN = 80
 
 
 class WeightsFileError(ValueError):
   """A file of weights that cannot be read, or be written."""
 
 
-def short(x: Any) -> str:
-  """Returns what a file says for the text of an error, which stays short."""
-  text = x if isinstance(x, str) else repr(x)
-  text = text.encode('utf-8', 'backslashreplace').decode()
-  if len(text) <= _MAX_SHOWN:
-    return text
-  return f'{text[:_MAX_SHOWN]}... ({len(text)} characters)'
+@contextlib.contextmanager
+def told(path: Path, what: str) -> Iterator[None]:
+  """Makes of every error in reading a file the documented one.
+
+  Args:
+    path: the file.
+    what: what it ought to be.
+  """
+  try:
+    yield
+  except MemoryError as e:
+    # The file may be whole: it is not called damaged.
+    e.add_note(f'{path} needs more memory than there is.')
+    raise
+  except (FileNotFoundError, IsADirectoryError, PermissionError):
+    raise
+  except WeightsFileError as e:
+    raise WeightsFileError(f'{path}: {e}') from e
+  except Exception as e:  # In bytes made to do harm, anything can go wrong.
+    raise WeightsFileError(
+      f'{path}: it is no {what}, or is damaged: {short(str(e))}'
+    ) from e
 
 
-# --- Dtypes ------------------------------------------------------------------
-
-# The dtypes that JAX adds to those of NumPy.
-ML_DTYPES: dict[str, np.dtype] = {}
-for _name in dir(ml_dtypes):
-  _type = getattr(ml_dtypes, _name)
-  if isinstance(_type, type) and issubclass(_type, np.generic):
-    ML_DTYPES[_name] = np.dtype(_type)
-
-_DTYPE = re.compile(r'[<>|=]?(?:[biufcSU][0-9]{1,9}|\?|[mM]8(?:\[\w{1,9}\])?)')
+# --- Names and arrays --------------------------------------------------------
 
 
-def dtype_from_text(text: Any) -> np.dtype:
-  """Returns the dtype that a file names; never one of objects or of fields.
+class Flat(NamedTuple):
+  """Nested dicts with their names joined.
+
+  Attributes:
+    arrays: the arrays by name.
+    empty: the names of dicts that hold nothing.
+  """
+
+  arrays: dict[str, np.ndarray]
+  empty: list[str]
+
+
+def flat(tree: Mapping[str, Any], separator: str, path: Path) -> Flat:
+  """Joins the names of nested dicts, and makes sure that they come back.
 
   Raises:
-    WeightsFileError: it is no such name.
+    WeightsFileError: a leaf is no array that comes back as it is, or a name
+      does not come back.
   """
-  if isinstance(text, str):
-    if text in ML_DTYPES:
-      return ML_DTYPES[text]
-    if _DTYPE.fullmatch(text):
-      try:
-        dtype = np.dtype(text)
-      except (TypeError, ValueError, OverflowError):
-        dtype = None
-      if dtype is not None and dtype.itemsize:
-        return dtype
-  raise WeightsFileError(
-    f'"{short(text)}" is no dtype of plain numbers or text'
-  )
-
-
-def dtype_text(dtype: np.dtype) -> str | None:
-  """Returns the name that `dtype_from_text` reads; None if there is none."""
-  text = dtype.name if dtype.isbuiltin == 2 else dtype.str
+  out = Flat({}, [])
   try:
-    return text if dtype_from_text(text) == dtype else None
-  except WeightsFileError:
-    return None
-
-
-def is_ml_dtype(dtype: np.dtype) -> bool:
-  """Returns whether a dtype is one that JAX adds to those of NumPy."""
-  return ML_DTYPES.get(dtype.name) == dtype
-
-
-def bits(array: np.ndarray, as_dtype: Any) -> np.ndarray:
-  """Returns the bytes of an array, C order, as another dtype of that size."""
-  out = np.asarray(array, order='C').view(as_dtype)
+    for parts, value in leaves(tree):
+      name = _joined(parts, separator)
+      if isinstance(value, (dict, FrozenDict)):
+        out.empty.append(name)
+      else:
+        out.arrays[name] = as_array(value, parts)
+  except WeightsFileError as e:
+    raise WeightsFileError(f'{path}: {e} Nothing is written.') from e
   return out
 
 
-def check_content(array: np.ndarray) -> None:
-  """Raises if an array has bytes that are no value of its dtype.
+def _joined(parts: tuple[str, ...], separator: str) -> str:
+  name = separator.join(parts)
+  try:
+    name.encode()
+  except UnicodeEncodeError as e:
+    raise WeightsFileError(
+      f'the name {short(name)} has a character that cannot be encoded.'
+    ) from e
+  if separator and tuple(name.split(separator)) == parts:
+    return name
+  if not separator and len(parts) == 1:
+    return name
+  raise WeightsFileError(
+    f'the name "{short(name)}" would not come back: its parts are joined by'
+    f' "{separator}". Pass another `separator=`.'
+  )
 
-  Such an array can be made from a file, and fails when it is used.
+
+def as_array(value: Any, parts: tuple[str, ...]) -> np.ndarray:
+  """Returns a leaf as the NumPy array that a file can hold.
 
   Raises:
-    WeightsFileError: there is a truth value other than 0 and 1, or a character
-      that does not exist.
+    WeightsFileError: it is none.
   """
-  if not array.size:
-    return
-  if array.dtype.kind == 'b' and bits(array, np.uint8).max() > 1:
-    raise WeightsFileError('a truth value in it is neither 0 nor 1')
-  if array.dtype.kind == 'U':
-    codes = (
-      np.ascontiguousarray(array)
-      .reshape(-1)
-      .view(np.dtype(np.uint32).newbyteorder(array.dtype.byteorder))
+  where = short('/'.join(parts))
+  if isinstance(value, jax.Array) and jax.dtypes.issubdtype(
+    value.dtype, jax.dtypes.prng_key
+  ):
+    raise WeightsFileError(
+      f'"{where}" is a typed key. Write `jax.random.key_data` of it.'
     )
-    if codes.max() > 0x10FFFF:
-      raise WeightsFileError('a character in it does not exist')
+  if isinstance(value, np.ma.MaskedArray):
+    raise WeightsFileError(
+      f'"{where}" is a masked array. Write its `data` and its `mask`.'
+    )
+  if value is None or isinstance(value, (list, tuple)):
+    raise WeightsFileError(
+      f'"{where}" is of type {type(value).__name__}, no array. A msgpack file'
+      ' could hold it.'
+    )
+  try:
+    array = np.asarray(value)
+  except Exception as e:  # An array of other processes; a class of a user's.
+    raise WeightsFileError(f'"{where}" is no array: {short(str(e))}') from e
+  if array.dtype.hasobject:
+    raise WeightsFileError(
+      f'"{where}" has objects of Python, which no file of weights holds. Write'
+      ' arrays of numbers.'
+    )
+  if not array.dtype.itemsize:
+    raise WeightsFileError(f'"{where}" has a dtype without size.')
+  return array
 
 
-# --- Names -------------------------------------------------------------------
+def check_plain(array: np.ndarray, name: str) -> None:
+  """Raises if a file cannot name the dtype of an array.
+
+  Raises:
+    WeightsFileError: it has fields.
+  """
+  if dtype_text(array.dtype) is None:
+    raise WeightsFileError(
+      f'"{short(name)}" has the dtype {short(str(array.dtype))}, which the'
+      ' format does not hold; a npz file could hold fields. Nothing is written.'
+    )
+
+
+def nested(found: Flat, separator: str) -> Any:
+  """Returns joined names as nested dicts; the inverse of `flat`.
+
+  Raises:
+    WeightsFileError: of two names one lies below the other, or a name is
+      nested too deep.
+  """
+  out: dict[str, Any] = {}
+  for name, value in found.arrays.items():
+    _put(out, name, separator, value)
+  for name in found.empty:
+    _put(out, name, separator, {})
+  return out
+
+
+def _put(tree: dict[str, Any], name: str, separator: str, value: Any) -> None:
+  *parts, last = name.split(separator) if separator else [name]
+  if len(parts) >= MAX_DEPTH:
+    raise WeightsFileError(
+      f'"{short(name)}" is nested more than {MAX_DEPTH} levels deep.'
+    )
+  for part in parts:
+    tree = tree.setdefault(part, {})
+    if not isinstance(tree, dict):
+      raise _clash(name, part)
+  if last in tree:
+    raise _clash(name, last)
+  tree[last] = value
+
+
+def _clash(name: str, part: str) -> WeightsFileError:
+  return WeightsFileError(
+    f'"{short(name)}": "{short(part)}" is the name of a value and of a level.'
+  )
 
 
 def leaves(tree: Mapping[Any, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -142,5 +211,5 @@ def leaves(tree: Mapping[Any, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
           f' {type(name).__name__}. Names in a file are strings: rename it.'
         )
     stack.extend(
-      ((*parts, name), below) for name, below in reversed(value.items())
+      ((*parts, name), below) for name, below in reversed(list(value.items()))
     )

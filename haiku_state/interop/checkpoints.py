@@ -14,70 +14,19 @@ dicts; `interop.from_haiku` and `interop.weights_from_haiku` go on from there.
 
 from __future__ import annotations
 
-import io
+import contextlib
 import os
 import pathlib
 import tempfile
-import zipfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
-
 from haiku_state import serialization
-from haiku_state.core.frozen_dict import FrozenDict
-from haiku_state.interop import _pickles
-from haiku_state.interop._plain import Path
+from haiku_state.interop import _npz, _pickles, _safetensors
+from haiku_state.interop._plain import Path, flat, nested, told
 from haiku_state.interop._plain import WeightsFileError as WeightsFileError
 
-# --- Flat names --------------------------------------------------------------
-
-
-def _nested(flat: Mapping[str, Any], separator: str, path: Path) -> Any:
-  """Returns flat names as nested dicts."""
-  out: dict[str, Any] = {}
-  for name, value in flat.items():
-    level = out
-    *parts, last = name.split(separator)
-    for part in parts:
-      level = level.setdefault(part, {})
-      if not isinstance(level, dict):
-        raise _clash(path, name, part)
-    if last in level:
-      raise _clash(path, name, last)
-    level[last] = value
-  return out
-
-
-def _clash(path: Path, name: str, part: str) -> WeightsFileError:
-  return WeightsFileError(
-    f'{path}: "{name}": "{part}" is the name of a value and of a level.'
-  )
-
-
-def _flat(
-  tree: Mapping[str, Any], separator: str, path: Path
-) -> dict[str, np.ndarray]:
-  flat: dict[str, np.ndarray] = {}
-  for parts, value in _walk(tree, ()):
-    bad = [part for part in parts if separator in part]
-    if bad:
-      raise WeightsFileError(
-        f'{path}: the name "{bad[0]}" has "{separator}", by which names are'
-        ' joined. Pass another `separator=`.'
-      )
-    flat[separator.join(parts)] = np.asarray(value)
-  return flat
-
-
-def _walk(
-  tree: Mapping[Any, Any], parts: tuple[str, ...]
-) -> Iterator[tuple[tuple[str, ...], Any]]:
-  for name, value in tree.items():
-    if isinstance(value, (dict, FrozenDict)):
-      yield from _walk(value, (*parts, str(name)))
-    else:
-      yield (*parts, str(name)), value
+# --- Writing -----------------------------------------------------------------
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -105,7 +54,8 @@ def load_npz(path: Path, separator: str = '//') -> dict[str, Any]:
   Args:
     path: the file.
     separator: what joins names: `//` in AlphaFold's, which gives Haiku's two
-      levels; `:` in GraphCast's, whose parameters are below `params`.
+      levels; `:` in GraphCast's, whose parameters are below `params`. With an
+      empty one the names stay whole.
 
   Returns:
     Nested dicts of NumPy arrays.
@@ -113,39 +63,19 @@ def load_npz(path: Path, separator: str = '//') -> dict[str, Any]:
   Raises:
     WeightsFileError: the file is damaged, holds Python objects, or has two
       names of which one lies below the other.
+    MemoryError: its arrays are larger than memory.
   """
-  try:
-    flat = _read_npz(path)
-  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as e:
-    if isinstance(e, (FileNotFoundError, IsADirectoryError, PermissionError)):
-      raise
-    raise WeightsFileError(
-      f'{path}: it is no npz file of arrays, or is damaged: {e}'
-    ) from e
-  return _nested(flat, separator, path)
-
-
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
-  file = np.load(path, allow_pickle=False)
-  if not isinstance(file, np.lib.npyio.NpzFile):
-    raise ValueError('there is one array in it, without a name')
-  with file:
-    out = {}
-    for name in file.files:
-      try:
-        array = file[name]
-      except Exception as e:
-        raise ValueError(f'"{name}": {e}') from e
-      if not isinstance(array, np.ndarray):
-        raise ValueError(f'"{name}" is no array')
-      out[name] = array
-    return out
+  with told(path, 'npz file of arrays'):
+    return nested(_npz.read(path), separator)
 
 
 def save_npz(
   path: Path, tree: Mapping[str, Any], separator: str = '//'
 ) -> None:
-  """Writes an npz file; `load_npz` reads it.
+  """Writes an npz file; `load_npz` reads it, and so does `numpy.load`.
+
+  A dtype that JAX adds to those of NumPy, such as bfloat16, is kept by a note
+  in the file; `numpy.load` shows raw bytes, `V2` for bfloat16, in its place.
 
   Args:
     path: the file, which is replaced whole or not at all.
@@ -153,29 +83,16 @@ def save_npz(
     separator: what joins names; no name may have it.
 
   Raises:
-    WeightsFileError: a name has the separator.
+    WeightsFileError: a leaf or a name would not come back as it is. Nothing is
+      written.
   """
-  buffer = io.BytesIO()
-  arrays: dict[str, Any] = _flat(tree, separator, path)
-  if 'file' in arrays:
-    raise WeightsFileError(
-      f'{path}: NumPy cannot write an array that is called "file". Rename it.'
-    )
-  np.savez(buffer, **arrays)
-  _write(path, buffer.getvalue())
+  found = flat(tree, separator, path)
+  with _refusing(path):
+    content = _npz.written(found)
+  _write(path, content)
 
 
 # --- safetensors -------------------------------------------------------------
-
-
-def _safetensors() -> Any:
-  try:
-    import safetensors.numpy
-  except ImportError as e:
-    raise ImportError(
-      "safetensors files need: pip install 'haiku_state[safetensors]'"
-    ) from e
-  return safetensors
 
 
 def load_safetensors(path: Path, separator: str = '/') -> dict[str, Any]:
@@ -191,18 +108,10 @@ def load_safetensors(path: Path, separator: str = '/') -> dict[str, Any]:
   Raises:
     WeightsFileError: the file is damaged, or has two names of which one lies
       below the other.
-    ImportError: safetensors is not installed.
+    MemoryError: its arrays are larger than memory.
   """
-  st = _safetensors()
-  try:
-    flat = st.numpy.load_file(path)
-  except FileNotFoundError:
-    raise
-  except (st.SafetensorError, ValueError, OSError) as e:
-    raise WeightsFileError(
-      f'{path}: it is no safetensors file, or is damaged: {e}'
-    ) from e
-  return _nested(flat, separator, path) if separator else flat
+  with told(path, 'safetensors file'):
+    return nested(_safetensors.read(path), separator)
 
 
 def save_safetensors(
@@ -210,15 +119,31 @@ def save_safetensors(
 ) -> None:
   """Writes a safetensors file; see `load_safetensors`.
 
+  A dtype that the format does not have, such as int4 or text, is kept as bytes
+  with a note in the file, which other readers show as `U8`.
+
+  Args:
+    path: the file, which is replaced whole or not at all.
+    tree: nested dicts of arrays.
+    separator: what joins names; no name may have it.
+
   Raises:
-    WeightsFileError: a name has the separator. Haiku's names have `/`: write
-      the nested `interop.from_haiku(params)`, or pass `separator='//'`.
-    ImportError: safetensors is not installed.
+    WeightsFileError: a leaf or a name would not come back as it is. Nothing is
+      written. Haiku's names have `/`: write the nested
+      `interop.from_haiku(params)`, or pass `separator='//'`.
   """
-  st = _safetensors()
-  flat = _flat(tree, separator, path)
-  flat = {name: np.ascontiguousarray(x) for name, x in flat.items()}
-  _write(path, st.numpy.save(flat))
+  found = flat(tree, separator, path)
+  with _refusing(path):
+    content = _safetensors.written(found)
+  _write(path, content)
+
+
+@contextlib.contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+  try:
+    yield
+  except WeightsFileError as e:
+    raise WeightsFileError(f'{path}: {e}') from e
 
 
 # --- msgpack -----------------------------------------------------------------
@@ -235,27 +160,32 @@ def load_msgpack(path: Path) -> dict[str, Any]:
 
   Raises:
     WeightsFileError: the file is damaged.
+    MemoryError: its arrays are larger than memory.
     ImportError: msgpack is not installed.
   """
-  content = pathlib.Path(path).read_bytes()
-  try:
-    tree = serialization.msgpack_restore(content)
-  except ImportError:
-    raise
-  except Exception as e:  # msgpack has many, and NumPy its own.
-    raise WeightsFileError(
-      f'{path}: it is no msgpack file of arrays, or is damaged: {e}'
-    ) from e
-  if not isinstance(tree, dict):
-    raise WeightsFileError(
-      f'{path}: expected a dict, found {type(tree).__name__}.'
-    )
-  return tree
+  with told(path, 'msgpack file of arrays'):
+    tree = serialization.msgpack_restore(pathlib.Path(path).read_bytes())
+    if not isinstance(tree, dict):
+      raise WeightsFileError(f'expected a dict, found {type(tree).__name__}.')
+    return tree
 
 
 def save_msgpack(path: Path, tree: Mapping[str, Any]) -> None:
-  """Writes a msgpack file, which Flax reads, too."""
-  _write(path, serialization.to_bytes(tree))
+  """Writes a msgpack file, which Flax reads, too.
+
+  Args:
+    path: the file, which is replaced whole or not at all.
+    tree: what `serialization.to_bytes` takes.
+
+  Raises:
+    WeightsFileError: a leaf would not come back as it is. Nothing is written.
+    ImportError: msgpack is not installed.
+  """
+  try:
+    content = serialization.to_bytes(tree)
+  except (ValueError, TypeError) as e:
+    raise WeightsFileError(f'{path}: {e} Nothing is written.') from e
+  _write(path, content)
 
 
 # --- Pickles -----------------------------------------------------------------

@@ -22,7 +22,9 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from haiku_state.interop import _pickles, _plain
+from haiku_state import _plain_arrays
+from haiku_state.interop import _pickles
+from haiku_state.interop.checkpoints import WeightsFileError
 
 SECONDS = 20  # What one input may take; most take a millisecond.
 SHARE = 500
@@ -161,7 +163,7 @@ def check(content: bytes) -> str:
   """Reads one input; returns what it gave. Raises if that may not be."""
   try:
     value = _pickles.read(io.BytesIO(content), len(content))
-  except _plain.WeightsFileError as e:
+  except WeightsFileError as e:
     assert len(str(e)) < 1000, 'a text without end'
     return 'refused'
   stack = [value]
@@ -185,7 +187,7 @@ _PLAIN = (
 def fingerprint() -> str:
   """Returns what no input may change: our functions, and dtypes."""
   parts = []
-  for module in (_pickles, _plain, np.lib.format):
+  for module in (_pickles, _plain_arrays, np.lib.format):
     for name, x in sorted(vars(module).items()):
       if isinstance(x, types.FunctionType):
         parts.append((name, x.__defaults__, x.__kwdefaults__, x.__code__))
@@ -193,7 +195,9 @@ def fingerprint() -> str:
       elif isinstance(x, (int, str, float, frozenset)):
         parts.append((name, repr(x)))
   parts.append([(name, x.text, x.call) for name, x in _pickles._NAMES.items()])
-  parts.append([(n, str(d), d.itemsize) for n, d in _plain.ML_DTYPES.items()])
+  parts.append(
+    [(n, str(d), d.itemsize) for n, d in _plain_arrays.ML_DTYPES.items()]
+  )
   parts.append(sorted(sys.modules))
   return hashlib.sha256(repr(parts).encode()).hexdigest()
 
