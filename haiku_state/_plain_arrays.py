@@ -15,11 +15,11 @@ import numpy as np
 _MAX_SHOWN = 80
 
 
-def short(x: Any) -> str:
+def short(x: Any, limit: int = _MAX_SHOWN) -> str:
   """Returns what a file says for the text of an error, which stays short."""
   text = x if isinstance(x, str) else repr(x)
-  shown = text[:_MAX_SHOWN].encode('utf-8', 'backslashreplace').decode()
-  if len(text) <= _MAX_SHOWN:
+  shown = text[:limit].encode('utf-8', 'backslashreplace').decode()
+  if len(text) <= limit:
     return shown
   return f'{shown}... ({len(text)} characters)'
 

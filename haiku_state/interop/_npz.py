@@ -31,8 +31,8 @@ _SUFFIX = '.npy'
 _NOTE = 'haiku_state dtype='
 _EMPTY = 'haiku_state empty='
 _MAX_NAME = _MAX_COMMENT = (1 << 16) - 1
-# What numbers in a header take; NumPy pads to 64 bytes.
-_MAX_HEADER = 1 << 16
+# NumPy's own limit, above which Python's parser may fail in bad ways.
+_MAX_HEADER = 10_000
 # Deflate makes at most 1032 bytes of one.
 _MAX_RATIO = 1032
 

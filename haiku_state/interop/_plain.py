@@ -44,7 +44,7 @@ def told(path: Path, what: str) -> Iterator[None]:
     raise WeightsFileError(f'{path}: {e}') from e
   except Exception as e:  # In bytes made to do harm, anything can go wrong.
     raise WeightsFileError(
-      f'{path}: it is no {what}, or is damaged: {short(str(e))}'
+      f'{path}: it is no {what}, or is damaged: {short(str(e), 300)}'
     ) from e
 
 
