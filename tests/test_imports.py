@@ -59,7 +59,7 @@ LAYERS = {
     interop.checkpoints
     interop.trees interop.functions interop.comparison interop""",
   'port': """
-    port._names port._documents port._expects port._hook port._rewrite
+    port._names port._documents port._uses port._expects port._hook port._rewrite
     port._port port._run port._cli port __main__""",
   'all': 'haiku_state',
 }

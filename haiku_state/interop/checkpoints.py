@@ -23,7 +23,7 @@ from typing import Any
 
 from haiku_state import serialization
 from haiku_state.interop import _npz, _pickles, _safetensors
-from haiku_state.interop._plain import Path, flat, nested, told
+from haiku_state.interop._plain import Path, flat, leaves, nested, told
 from haiku_state.interop._plain import WeightsFileError as WeightsFileError
 
 # --- Writing -----------------------------------------------------------------
@@ -167,6 +167,8 @@ def load_msgpack(path: Path) -> dict[str, Any]:
     tree = serialization.msgpack_restore(pathlib.Path(path).read_bytes())
     if not isinstance(tree, dict):
       raise WeightsFileError(f'expected a dict, found {type(tree).__name__}.')
+    for _ in leaves(tree):  # Names are strings, and not too deep.
+      pass
     return tree
 
 

@@ -196,7 +196,8 @@ class Around(nn.Module):
   'param', ['w/x', 'w:x', '', '_0xr_', '_0xr7b7d_', '_0x2f_', 'haiku:w']
 )
 @pytest.mark.parametrize(
-  'state', ['a:b', 'a:b:c', 's/t', 'x:', ':', '', 'state:x', 'params:w', 'params:']
+  'state',
+  ['a:b', 'a:b:c', 's/t', 'x:', ':', '', 'state:x', 'params:w', 'params:'],
 )
 def test_what_haiku_makes_inside_of_ours_apply_finds(param, state):
   model = Around(param, state)
