@@ -18,7 +18,7 @@ ROOT = pathlib.Path(haiku_state.__file__).parent
 
 # A module imports, when it is imported itself, only what stands before it.
 LAYERS = {
-  'words': 'errors configurations typing ids',
+  'words': 'errors configurations typing ids _plain_arrays',
   'trees': 'serialization struct core.frozen_dict traverse_util cursor',
   'arrays': 'jax_utils io traceback_util',
   'below the scope': """
@@ -57,11 +57,12 @@ LAYERS = {
     optim.adam optim.dynamic_scale optim.lamb optim.lars optim.momentum
     optim.rmsprop optim.sgd optim.weight_norm optim""",
   'interop': """
+    interop._plain interop._pickles interop._npz interop._safetensors
     interop._leaves interop.batch_norm interop.layers interop.weights
     interop.checkpoints
     interop.trees interop.functions interop.comparison interop""",
   'port': """
-    port._names port._documents port._expects port._hook port._rewrite
+    port._names port._documents port._uses port._expects port._hook port._rewrite
     port._port port._run port._cli port __main__""",
   'all': 'haiku_state',
 }
