@@ -41,7 +41,43 @@ Bundles = Any
 # collection of this name.
 HAIKU_COLLECTION = 'state'
 
-_MAPPINGS = (dict, FrozenDict)
+
+# Asked of the type, and once for each: asked of every value, an abstract class
+# costs more than all else that is done with the value.
+@functools.lru_cache(maxsize=1024)
+def _is_mapping_type(cls: type) -> bool:
+  return issubclass(cls, Mapping)
+
+
+def is_level(value: Any) -> bool:
+  """Returns whether a value in a variables dict is a level of names.
+
+  That is a mapping of any type: a dict, a FrozenDict of whichever library,
+  Haiku's FlatMap, a `types.MappingProxyType`.
+  """
+  return _is_mapping_type(type(value))
+
+
+def with_own_levels(tree: Any) -> Any:
+  """Returns a tree whose levels are dicts and FrozenDicts of ours.
+
+  Args:
+    tree: levels and values.
+
+  Returns:
+    The tree itself if its levels are that already; else with dicts in place of
+    mappings of other types, and of what holds them.
+  """
+  if isinstance(tree, FrozenDict):
+    own = with_own_levels(tree._dict)
+    return tree if own is tree._dict else FrozenDict(own)
+  if not is_level(tree):
+    return tree
+  own = {name: with_own_levels(value) for name, value in tree.items()}
+  if isinstance(tree, dict) and all(own[n] is x for n, x in tree.items()):
+    return tree
+  return own
+
 
 # --- Names -------------------------------------------------------------------
 
@@ -149,7 +185,7 @@ def _is_absolute(name: str, value: Mapping[str, Any], root: str) -> bool:
     name.startswith('/')
     and bundle != root
     and not bundle.startswith(root + '/')
-    and not any(isinstance(v, _MAPPINGS) for v in value.values())
+    and not any(map(is_level, value.values()))
   )
 
 
@@ -221,7 +257,7 @@ def _spread_level(tree, path, target, key, node, root, params) -> None:
   """Puts the leaves of one level into their bundle, and goes below."""
   bundle = None
   for name, value in tree.items():
-    if isinstance(value, _MAPPINGS) and value:
+    if _is_mapping_type(type(value)) and value:
       child = node[name] = type(node)()
       if path == root and _is_absolute(name, value, root):
         below = name[1:]
@@ -233,7 +269,7 @@ def _spread_level(tree, path, target, key, node, root, params) -> None:
       if bundle is None:
         bundle = target.setdefault(path, {})
       bundle[key(name)] = value
-      if isinstance(value, _MAPPINGS):
+      if _is_mapping_type(type(value)):
         node[name] = type(node)()
       elif target is params:
         node[name] = NONE if value is None else True
@@ -323,7 +359,7 @@ def _level(tree: dict[str, Any], path: tuple[str, ...], bundle: str):
 
 def _place(level: dict[str, Any], name: str, value: Any, bundle: str) -> None:
   """Puts a leaf into its level; an empty dict only makes sure of its place."""
-  if isinstance(value, _MAPPINGS) and not value:
+  if is_level(value) and not value:
     level.setdefault(name, {})
   elif isinstance(level.get(name), dict) and level[name]:
     raise _both(name, bundle)
