@@ -18,7 +18,7 @@ import ast
 import functools
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import haiku as hk
@@ -510,11 +510,73 @@ def get_or_make_param(path: str, key: str, shape: Any, dtype: Any, make) -> Any:
   return at(path, hk.get_parameter, key, shape, dtype, make)
 
 
+class _LateShape(Sequence):
+  """The shape of a value of state, found when somebody looks at it.
+
+  Haiku wants shape and dtype before it looks for the value, to tell custom
+  getters of them. To find them takes a look at all state: that is for getters
+  to pay that ask, and few do.
+  """
+
+  __slots__ = ('path', 'key')
+
+  def __init__(self, path: str, key: str):
+    self.path, self.key = path, key
+
+  def now(self) -> tuple[int, ...] | None:
+    return getattr(_raw_state(self.path, self.key), 'shape', None)
+
+  def __getitem__(self, index):
+    return (self.now() or ())[index]
+
+  def __len__(self) -> int:
+    return len(self.now() or ())
+
+  def __eq__(self, other: Any) -> bool:
+    return self.now() == (tuple(other) if isinstance(other, list) else other)
+
+  __hash__ = None  # type: ignore[assignment]
+
+  def __repr__(self) -> str:
+    return repr(self.now())
+
+
+class _LateDtype:
+  """The dtype of a value of state, for whatever takes what has a dtype."""
+
+  __slots__ = ('path', 'key')
+
+  def __init__(self, path: str, key: str):
+    self.path, self.key = path, key
+
+  @property
+  def dtype(self) -> Any:
+    return np.dtype(dtype_of(_raw_state(self.path, self.key)))
+
+  def __eq__(self, other: Any) -> bool:
+    return self.dtype == other
+
+  __hash__ = None  # type: ignore[assignment]
+
+  def __repr__(self) -> str:
+    return repr(self.dtype)
+
+
+def _raw_state(path: str, key: str) -> Any:
+  """Returns the current value of state, which no getter has seen."""
+  return hk.get_current_state()[path][key]
+
+
+@functools.lru_cache(maxsize=65536)
+def _late(path: str, key: str) -> tuple[_LateShape, Any]:
+  return _LateShape(path, key), _LateDtype(path, key)
+
+
 def read_state(path: str, key: str) -> Any:
   """Returns the current value of state; it must be there."""
   if hk.current_name() == path:
-    return hk.get_state(key)
-  return at(path, hk.get_state, key)
+    return hk.get_state(key, *_late(path, key))
+  return at(path, hk.get_state, key, *_late(path, key))
 
 
 def find_state(path: str, key: str) -> Any:
@@ -563,14 +625,14 @@ def frame_variables(root: str) -> dict[str, Any]:
   params, names = hk.get_params(), hk.get_current_state()
   # Inside of `hk.scan` and the like the values there are those from outside.
   state = {
-    path: at(path, _current_values, bundle)
+    path: at(path, _current_values, path, bundle)
     for path, bundle in below(names, root).items()
   }
   return from_haiku(below(params, root), state, root)
 
 
-def _current_values(names: Any) -> dict[str, Any]:
-  return {key: hk.get_state(key) for key in names}
+def _current_values(path: str, names: Any) -> dict[str, Any]:
+  return {key: read_state(path, key) for key in names}
 
 
 def is_below(path: str, root: str) -> bool:
