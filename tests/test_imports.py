@@ -18,7 +18,7 @@ ROOT = pathlib.Path(haiku_state.__file__).parent
 
 # A module imports, when it is imported itself, only what stands before it.
 LAYERS = {
-  'words': 'errors configurations typing ids',
+  'words': 'errors configurations export typing ids',
   'trees': 'serialization struct core.frozen_dict traverse_util cursor',
   'arrays': 'jax_utils io traceback_util',
   'below the scope': """
