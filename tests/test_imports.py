@@ -54,7 +54,7 @@ LAYERS = {
     optim.adam optim.dynamic_scale optim.lamb optim.lars optim.momentum
     optim.rmsprop optim.sgd optim.weight_norm optim""",
   'interop': """
-    interop._leaves interop.batch_norm interop.layers interop.weights
+    interop._leaves interop._units interop.batch_norm interop.layers interop.weights
     interop.checkpoints
     interop.trees interop.functions interop.comparison interop""",
   'port': """
