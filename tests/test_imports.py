@@ -18,7 +18,7 @@ ROOT = pathlib.Path(haiku_state.__file__).parent
 
 # A module imports, when it is imported itself, only what stands before it.
 LAYERS = {
-  'words': 'errors configurations typing ids _plain_arrays',
+  'words': 'errors configurations export typing ids _plain_arrays',
   'trees': 'serialization struct core.frozen_dict traverse_util cursor',
   'arrays': 'jax_utils io traceback_util',
   'below the scope': """
@@ -58,7 +58,8 @@ LAYERS = {
     optim.rmsprop optim.sgd optim.weight_norm optim""",
   'interop': """
     interop._plain interop._pickles interop._npz interop._safetensors
-    interop._leaves interop.batch_norm interop.layers interop.weights
+    interop._leaves interop._units interop.batch_norm interop.layers
+    interop.weights
     interop.checkpoints
     interop.trees interop.functions interop.comparison interop""",
   'port': """

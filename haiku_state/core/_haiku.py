@@ -22,7 +22,7 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import haiku as hk
@@ -45,7 +45,43 @@ Bundles = Any
 # collection of this name.
 HAIKU_COLLECTION = 'state'
 
-_MAPPINGS = (dict, FrozenDict)
+
+# Asked of the type, and once for each: asked of every value, an abstract class
+# costs more than all else that is done with the value.
+@functools.lru_cache(maxsize=1024)
+def _is_mapping_type(cls: type) -> bool:
+  return issubclass(cls, Mapping)
+
+
+def is_level(value: Any) -> bool:
+  """Returns whether a value in a variables dict is a level of names.
+
+  That is a mapping of any type: a dict, a FrozenDict of whichever library,
+  Haiku's FlatMap, a `types.MappingProxyType`.
+  """
+  return _is_mapping_type(type(value))
+
+
+def with_own_levels(tree: Any) -> Any:
+  """Returns a tree whose levels are dicts and FrozenDicts of ours.
+
+  Args:
+    tree: levels and values.
+
+  Returns:
+    The tree itself if its levels are that already; else with dicts in place of
+    mappings of other types, and of what holds them.
+  """
+  if isinstance(tree, FrozenDict):
+    own = with_own_levels(tree._dict)
+    return tree if own is tree._dict else FrozenDict(own)
+  if not is_level(tree):
+    return tree
+  own = {name: with_own_levels(value) for name, value in tree.items()}
+  if isinstance(tree, dict) and all(own[n] is x for n, x in tree.items()):
+    return tree
+  return own
+
 
 # The classes of Haiku's initializers, which take a shape and a dtype.
 INITIALIZERS = tuple(
@@ -312,7 +348,7 @@ def _empty_key(col: str) -> str:
 
 def _empty_collection(key: str, value: Any) -> str | None:
   """Returns the collection of which a key says that it is there."""
-  if not key.endswith(':') or not isinstance(value, _MAPPINGS) or value:
+  if not key.endswith(':') or not is_level(value) or value:
     return None
   col = _unescaped(key[:-1])
   is_one = isinstance(col, str) and col != 'params' and _empty_key(col) == key
@@ -429,7 +465,7 @@ def _spread_level(tree, path, place, target, key, node, root, params) -> None:
   """
   bundle = None
   for name, value in tree.items():
-    if isinstance(value, _MAPPINGS) and value:
+    if _is_mapping_type(type(value)) and value:
       child = node[name] = type(node)()
       below = leaves = f'{path}/{escape_module(name)}'
       if path == root and _is_outside(name, root):
@@ -440,7 +476,7 @@ def _spread_level(tree, path, place, target, key, node, root, params) -> None:
       if bundle is None:
         bundle = target.setdefault(place, {})
       bundle[key(name)] = value
-      if isinstance(value, _MAPPINGS):
+      if _is_mapping_type(type(value)):
         node[name] = type(node)()
         if place == root and target is not params:
           _check_no_mark(key(name), value, name)
@@ -546,7 +582,7 @@ def _level(tree: dict[str, Any], path: tuple[str, ...], bundle: str):
 
 def _place(level: dict[str, Any], name: str, value: Any, bundle: str) -> None:
   """Puts a leaf into its level; an empty dict only makes sure of its place."""
-  if isinstance(value, _MAPPINGS) and not value:
+  if is_level(value) and not value:
     level.setdefault(name, {})
   elif isinstance(level.get(name), dict) and level[name]:
     raise _both(name, bundle)
@@ -697,11 +733,73 @@ def get_or_make_param(path: str, key: str, shape: Any, dtype: Any, make) -> Any:
   return at(path, hk.get_parameter, key, shape, dtype, make)
 
 
+class _LateShape(Sequence):
+  """The shape of a value of state, found when somebody looks at it.
+
+  Haiku wants shape and dtype before it looks for the value, to tell custom
+  getters of them. To find them takes a look at all state: that is for getters
+  to pay that ask, and few do.
+  """
+
+  __slots__ = ('path', 'key')
+
+  def __init__(self, path: str, key: str):
+    self.path, self.key = path, key
+
+  def now(self) -> tuple[int, ...] | None:
+    return getattr(_raw_state(self.path, self.key), 'shape', None)
+
+  def __getitem__(self, index):
+    return (self.now() or ())[index]
+
+  def __len__(self) -> int:
+    return len(self.now() or ())
+
+  def __eq__(self, other: Any) -> bool:
+    return self.now() == (tuple(other) if isinstance(other, list) else other)
+
+  __hash__ = None  # type: ignore[assignment]
+
+  def __repr__(self) -> str:
+    return repr(self.now())
+
+
+class _LateDtype:
+  """The dtype of a value of state, for whatever takes what has a dtype."""
+
+  __slots__ = ('path', 'key')
+
+  def __init__(self, path: str, key: str):
+    self.path, self.key = path, key
+
+  @property
+  def dtype(self) -> Any:
+    return np.dtype(dtype_of(_raw_state(self.path, self.key)))
+
+  def __eq__(self, other: Any) -> bool:
+    return self.dtype == other
+
+  __hash__ = None  # type: ignore[assignment]
+
+  def __repr__(self) -> str:
+    return repr(self.dtype)
+
+
+def _raw_state(path: str, key: str) -> Any:
+  """Returns the current value of state, which no getter has seen."""
+  return hk.get_current_state()[path][key]
+
+
+@functools.lru_cache(maxsize=65536)
+def _late(path: str, key: str) -> tuple[_LateShape, Any]:
+  return _LateShape(path, key), _LateDtype(path, key)
+
+
 def read_state(path: str, key: str) -> Any:
   """Returns the current value of state; it must be there."""
   if hk.current_name() == path:
-    return hk.get_state(key)
-  return at(path, hk.get_state, key)
+    return hk.get_state(key, *_late(path, key))
+  return at(path, hk.get_state, key, *_late(path, key))
 
 
 def find_state(path: str, key: str) -> Any:
@@ -750,7 +848,7 @@ def frame_variables(root: str) -> dict[str, Any]:
   params, names = hk.get_params(), hk.get_current_state()
   # Inside of `hk.scan` and the like the values there are those from outside.
   state = {
-    path: at(path, _current_values, bundle)
+    path: at(path, _current_values, path, bundle)
     for path, bundle in below(names, root).items()
   }
   variables = from_haiku(below(params, root), {}, root)
@@ -758,8 +856,8 @@ def frame_variables(root: str) -> dict[str, Any]:
   return variables
 
 
-def _current_values(names: Any) -> dict[str, Any]:
-  return {key: hk.get_state(key) for key in names}
+def _current_values(path: str, names: Any) -> dict[str, Any]:
+  return {key: read_state(path, key) for key in names}
 
 
 def is_below(path: str, root: str) -> bool:

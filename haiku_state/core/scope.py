@@ -678,10 +678,10 @@ def bind(
     raise errors.InvalidRngError(
       'rngs should be a dictionary mapping strings to `jax.PRNGKey`.'
     )
-  own = {
-    col: unfreeze(x) if in_filter(mutable, col) else x  # type: ignore[arg-type]
-    for col, x in variables.items()
-  }
+  own = {col: _haiku.with_own_levels(x) for col, x in variables.items()}
+  for col in own:
+    if in_filter(mutable, col):
+      own[col] = unfreeze(own[col])
   return Scope(own, rngs=rngs, mutable=mutable, flags=flags)
 
 
@@ -701,8 +701,10 @@ def execute_once(scopes: Sequence[Scope], body: Callable[[], T]) -> T:
 
 
 def _check_variables(variables: Any) -> None:
+  if not _haiku.is_level(variables):
+    raise errors.ApplyScopeInvalidVariablesTypeError()
   for col, tree in variables.items():
-    if not isinstance(col, str) or not isinstance(tree, (dict, FrozenDict)):
+    if not isinstance(col, str) or not _haiku.is_level(tree):
       raise errors.ApplyScopeInvalidVariablesTypeError()
     if not all(isinstance(name, str) for name in tree):
       raise errors.ApplyScopeInvalidVariablesTypeError()
@@ -734,7 +736,7 @@ def apply(
     streams = _as_streams(rngs)
     _check_variables(variables)
     params = variables.get('params')
-    if isinstance(params, (dict, FrozenDict)) and 'params' in params:
+    if _haiku.is_level(params) and 'params' in params:
       raise errors.ApplyScopeInvalidVariablesStructureError(variables)
     scope = Scope(variables, rngs=streams, mutable=mutable, flags=flags)
     scope._run.haiku_root = haiku_root
@@ -747,7 +749,7 @@ def apply(
 
 def _is_valid_rngs(rngs: Any) -> bool:
   """Returns whether `rngs` maps names of streams to keys."""
-  return isinstance(rngs, (FrozenDict, dict)) and all(
+  return isinstance(rngs, Mapping) and all(
     isinstance(name, str) and _is_valid_rng(rng) for name, rng in rngs.items()
   )
 

@@ -844,7 +844,7 @@ def _checked_rngs(module: Module, rngs: Any) -> Any:
   Raises:
     InvalidRngError: it is neither.
   """
-  if isinstance(rngs, dict):
+  if isinstance(rngs, Mapping):
     return rngs
   if not core.scope._is_valid_rng(rngs):
     raise errors.InvalidRngError(
