@@ -42,6 +42,9 @@ LAYERS = {
     linen.pooling linen.stochastic linen.attention linen.recurrent linen.spmd
     linen.partitioning linen.summary linen.experimental
     linen.experimental.layers_with_named_axes linen""",
+  'layers of scopes': """
+    core.nn.linear core.nn.normalization core.nn.stochastic core.nn.attention
+    core.nn""",
   'training': """
     training training.common_utils training.dynamic_scale
     training.early_stopping training.lr_schedule training.prefetch_iterator

@@ -34,6 +34,7 @@ from haiku_state.core.filters import union_filters as union_filters
 from haiku_state.core.frozen_dict import FrozenDict, freeze, unfreeze
 from haiku_state.core.keys import LazyRng as LazyRng
 from haiku_state.core.partial_eval import lazy_init as _lazy_init
+from haiku_state.typing import Array as Array
 from haiku_state.typing import Collection as Collection
 from haiku_state.typing import MutableCollection as MutableCollection
 from haiku_state.typing import MutableVariableDict as MutableVariableDict

@@ -78,9 +78,10 @@ NAMES = (
     'Use `haiku_state.__version__`.',
   ),
   Name(
-    'flax.core.nn',
-    True,
-    'These layers of scopes were examples. Use those of `haiku_state.linen`.',
+    'flax.core.nn.dense_general',
+    False,
+    'The bias is added to the new axes, whichever axes are contracted. In Flax'
+    ' that is so where the contracted axes are the last.',
   ),
   Name(
     'flax.core.tracers.trace_level',
