@@ -51,6 +51,7 @@ LAYERS = {
     training.train_state training._checkpoint_paths
     training._checkpoint_commit training._multiprocess_arrays training._orbax
     training.orbax_utils training.checkpoints""",
+  'metrics': 'metrics metrics.tensorboard',
   'optim': """
     optim._definition optim._multi_optimizer optim._optimizer optim.base
     optim._optax optim.adabelief optim.adadelta optim.adafactor optim.adagrad
@@ -85,6 +86,7 @@ APART = {
     'training.dynamic_scale',
   },
   'port': {'configurations'},
+  'metrics': set(),
 }
 
 # All files that know Haiku.

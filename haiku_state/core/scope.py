@@ -582,11 +582,19 @@ def bind(
     raise errors.InvalidRngError(
       'rngs should be a dictionary mapping strings to `jax.PRNGKey`.'
     )
-  own = {
+  own = _unfreeze_variables(variables, mutable)
+  return Scope(own, rngs=rngs, mutable=mutable, flags=flags)
+
+
+# Under Flax's name: libraries that change how variables are made call it.
+def _unfreeze_variables(
+  variables: VariableDict, mutable: CollectionFilter
+) -> dict[str, Any]:
+  """Returns collections by name, those that are mutable as dicts of our own."""
+  return {
     col: unfreeze(x) if in_filter(mutable, col) else x  # type: ignore[arg-type]
     for col, x in variables.items()
   }
-  return Scope(own, rngs=rngs, mutable=mutable, flags=flags)
 
 
 def _check_variables(variables: Any) -> None:

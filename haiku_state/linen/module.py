@@ -31,10 +31,10 @@ from haiku_state.linen._module.calls import init as init
 from haiku_state.linen._module.calls import (
   init_with_output as init_with_output,
 )
+from haiku_state.linen._module.context import CallInfo, context
 from haiku_state.linen._module.context import (
   InterceptorContext as InterceptorContext,
 )
-from haiku_state.linen._module.context import context
 from haiku_state.linen._module.context import (
   disable_named_call as disable_named_call,
 )
@@ -804,7 +804,7 @@ _ParentType = Union[Module, Scope, _Sentinel, None]
 
 def _find_parent(module: Module) -> Module | None:
   """Returns the module whose method makes this one, if there is one."""
-  caller = context.modules[-1]
+  caller = context.module_stack[-1]
   if caller is None or caller.scope is None:
     if called_by_haiku():
       vars(module)['_made_in_haiku'] = True
@@ -948,7 +948,11 @@ class CompactNameScope(Module):
     return self.fn(self.module_fn(), *args, **kwargs)
 
 
-# Flax's own tests look at these, by these names.
+# Programs look at these, by Flax's names: libraries of quantized layers ask
+# `_context.module_stack[-1]` which module is running.
+_context = context
+_CallInfo = CallInfo
+_unspecified_parent = unspecified
 _freeze_attr = submodules.freeze_attr
 _get_suffix_value_pairs = submodules.suffixed_leaves
 _get_local_method_names = methods.local_method_names

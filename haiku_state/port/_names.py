@@ -57,12 +57,6 @@ NAMES = (
     ' `haiku_state.linen`: a dataclass, with `@nn.compact` on `__call__`.',
   ),
   Name(
-    'flax.metrics',
-    True,
-    'Write scalars with `tensorboardX.SummaryWriter`, or with'
-    ' `clu.metric_writers`.',
-  ),
-  Name(
     'flax.serialization.to_json',
     True,
     'Use `serialization.to_state_dict` and `json`.',

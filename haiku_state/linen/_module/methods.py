@@ -129,7 +129,7 @@ def wrap_method(
       self._try_setup()
     if is_compact:
       is_recurrent, state.in_compact_method = state.in_compact_method, True
-    stack = context.modules
+    stack = context.module_stack
     stack.append(self)
     try:
       with _named_operations(self, run, name):
@@ -188,7 +188,7 @@ def call_unbound(
     raise errors.CallSetupUnboundModuleError()
   if hasattr(fun, 'compact'):
     raise errors.CallCompactUnboundModuleError()
-  context.modules.append(self)
+  context.module_stack.append(self)
   try:
     if context.interceptors:
       return run_interceptors(
@@ -196,7 +196,7 @@ def call_unbound(
       )
     return fun(self, *args, **kwargs)
   finally:
-    context.modules.pop()
+    context.module_stack.pop()
 
 
 def _call_observed(self: Module, name: str, entered, args, kwargs) -> Any:
