@@ -22,7 +22,7 @@ import enum
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -49,14 +49,12 @@ __all__ = [
 MAX_CHUNK_SIZE = 2**30
 
 
-class _Handler(NamedTuple):
-  """The two functions registered for a type."""
+# The two functions of a type: `to_state_dict(target)`, and
+# `from_state_dict(target, state)`.
+_Handler = tuple[Callable[[Any], Any], Callable[[Any, Any], Any]]
 
-  to_state_dict: Callable[[Any], Any]
-  from_state_dict: Callable[[Any, Any], Any]
-
-
-_HANDLERS: dict[Any, _Handler] = {}
+# Programs look into it, and change it, under this name of Flax's.
+_STATE_DICT_REGISTRY: dict[Any, _Handler] = {}
 
 
 class _AnyNamedTuple:
@@ -126,11 +124,11 @@ def register_serialization_state(
   >>> to_state_dict([Meter(3)])
   {'0': {'total': 3}}
   """
-  if ty in _HANDLERS and not override:
+  if ty in _STATE_DICT_REGISTRY and not override:
     raise ValueError(
       f'a serialization handler for "{ty.__name__}" is already registered'
     )
-  _HANDLERS[ty] = _Handler(ty_to_state_dict, ty_from_state_dict)
+  _STATE_DICT_REGISTRY[ty] = (ty_to_state_dict, ty_from_state_dict)
 
 
 def is_serializable(target: Any) -> bool:
@@ -146,7 +144,9 @@ def is_serializable(target: Any) -> bool:
   >>> is_serializable({'a': 1}), is_serializable(list), is_serializable(1)
   (True, True, False)
   """
-  return (target if isinstance(target, type) else type(target)) in _HANDLERS
+  return (
+    target if isinstance(target, type) else type(target)
+  ) in _STATE_DICT_REGISTRY
 
 
 def to_state_dict(target: Any) -> Any:
@@ -171,7 +171,7 @@ def to_state_dict(target: Any) -> Any:
   handler = _handler_of(target)
   if handler is None:
     return target
-  state_dict = handler.to_state_dict(target)
+  state_dict = handler[0](target)
   if isinstance(state_dict, dict) and not all(
     isinstance(key, str) for key in state_dict
   ):
@@ -202,11 +202,11 @@ def from_state_dict(target: Any, state: Any, name: str = '.') -> Any:
   if handler is None:
     return state
   with _path.entered(name):
-    return handler.from_state_dict(target, state)
+    return handler[1](target, state)
 
 
 def _handler_of(target: Any) -> _Handler | None:
-  return _HANDLERS.get(
+  return _STATE_DICT_REGISTRY.get(
     _AnyNamedTuple if _is_namedtuple(target) else type(target)
   )
 

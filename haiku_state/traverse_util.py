@@ -24,7 +24,8 @@ https://flax.readthedocs.io/en/latest/api_reference/flax.traverse_util.html.
 import abc
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -171,7 +172,20 @@ class Traversal(abc.ABC):
   that goes on to that attribute or item of what is selected. Traversals are
   values: two of the same class and contents are equal, so that an optimizer
   made anew from equal parts does not make `jax.jit` trace again.
+
+  They are deprecated, as in Flax: `optim.MultiOptimizer` needs them, and new
+  programs have optax's `multi_transform`.
   """
+
+  def __new__(cls, *args: Any, **kwargs: Any):
+    warnings.warn(
+      '`haiku_state.traverse_util.Traversal` will be deprecated, as it is in'
+      ' Flax. In place of `optim.MultiOptimizer` use `optax.multi_transform`,'
+      ' and in place of `update` use `traverse_util.path_aware_map`.',
+      DeprecationWarning,
+      stacklevel=2,
+    )
+    return super().__new__(cls)
 
   @abc.abstractmethod
   def update(self, fn: Callable[[Any], Any], inputs: Any) -> Any:
@@ -265,7 +279,9 @@ class TraverseId(Traversal):
     yield inputs
 
 
-t_identity = TraverseId()
+with warnings.catch_warnings():
+  warnings.simplefilter('ignore', DeprecationWarning)
+  t_identity = TraverseId()
 
 
 class TraverseMerge(Traversal):
@@ -424,6 +440,12 @@ class TraverseTree(Traversal):
     yield from jax.tree_util.tree_leaves(inputs)
 
 
+# Under Flax's name, by which programs import it.
+def _sorted_items(x: Mapping[Any, Any]) -> list[tuple[Any, Any]]:
+  """Returns the items of a dict in the order of their keys."""
+  return sorted(x.items(), key=lambda item: item[0])
+
+
 class ModelParamTraversal(Traversal):
   """Selects leaves of a nested dict of parameters by their names.
 
@@ -464,7 +486,7 @@ class ModelParamTraversal(Traversal):
         f'{type(inputs)}'
       )
     flat = flatten_dict(inputs, keep_empty_nodes=True)
-    return sorted(flat.items(), key=lambda item: item[0])
+    return _sorted_items(flat)
 
   def _selects(self, path, leaf):
     # An empty dict is kept in its place, and is no parameter.

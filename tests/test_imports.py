@@ -45,12 +45,16 @@ LAYERS = {
     linen.pooling linen.stochastic linen.attention linen.recurrent linen.spmd
     linen.partitioning linen.summary linen.experimental
     linen.experimental.layers_with_named_axes linen""",
+  'layers of scopes': """
+    core.nn.linear core.nn.normalization core.nn.stochastic core.nn.attention
+    core.nn""",
   'training': """
     training training.common_utils training.dynamic_scale
     training.early_stopping training.lr_schedule training.prefetch_iterator
     training.train_state training._checkpoint_paths
     training._checkpoint_commit training._multiprocess_arrays training._orbax
     training.orbax_utils training.checkpoints""",
+  'metrics': 'metrics metrics.tensorboard',
   'optim': """
     optim._definition optim._multi_optimizer optim._optimizer optim.base
     optim._optax optim.adabelief optim.adadelta optim.adafactor optim.adagrad
@@ -87,6 +91,7 @@ APART = {
     'training.dynamic_scale',
   },
   'port': {'configurations'},
+  'metrics': set(),
 }
 
 # All files that know Haiku.

@@ -215,7 +215,7 @@ def registered_meter():
     override=True,
   )
   yield
-  del serialization._HANDLERS[Meter]
+  del serialization._STATE_DICT_REGISTRY[Meter]
 
 
 def test_a_registered_type(registered_meter):

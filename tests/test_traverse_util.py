@@ -238,12 +238,6 @@ class TestTraversals:
       assert made == traversal
       assert hash(made) == hash(traversal)
 
-  def test_no_warning(self, name):
-    traversal, *_ = ROWS[name]
-    with warnings.catch_warnings():
-      warnings.simplefilter('error')
-      assert traversal.each()['a'].b is not None
-
 
 def test_pickle():
   for traversal in (ModelParamTraversal(is_kernel), t_identity.each()['a'].b):

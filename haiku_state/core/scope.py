@@ -38,6 +38,7 @@ from haiku_state.core.filters import union_filters as union_filters
 from haiku_state.core.frozen_dict import FrozenDict, freeze, unfreeze
 from haiku_state.core.keys import LazyRng as LazyRng
 from haiku_state.core.partial_eval import lazy_init as _lazy_init
+from haiku_state.typing import Array as Array
 from haiku_state.typing import Collection as Collection
 from haiku_state.typing import MutableCollection as MutableCollection
 from haiku_state.typing import MutableVariableDict as MutableVariableDict
@@ -678,11 +679,20 @@ def bind(
     raise errors.InvalidRngError(
       'rngs should be a dictionary mapping strings to `jax.PRNGKey`.'
     )
+  own = _unfreeze_variables(variables, mutable)
+  return Scope(own, rngs=rngs, mutable=mutable, flags=flags)
+
+
+# Under Flax's name: libraries that change how variables are made call it.
+def _unfreeze_variables(
+  variables: VariableDict, mutable: CollectionFilter
+) -> dict[str, Any]:
+  """Returns collections by name, those that are mutable as dicts of our own."""
   own = {col: _haiku.with_own_levels(x) for col, x in variables.items()}
   for col in own:
     if in_filter(mutable, col):
       own[col] = unfreeze(own[col])
-  return Scope(own, rngs=rngs, mutable=mutable, flags=flags)
+  return own
 
 
 def execute_once(scopes: Sequence[Scope], body: Callable[[], T]) -> T:

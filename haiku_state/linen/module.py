@@ -29,6 +29,7 @@ from haiku_state.linen._module.calls import init as init
 from haiku_state.linen._module.calls import (
   init_with_output as init_with_output,
 )
+from haiku_state.linen._module.context import CallInfo, context
 from haiku_state.linen._module.context import (
   InterceptorContext as InterceptorContext,
 )
@@ -882,7 +883,11 @@ class CompactNameScope(Module):
     return self.fn(self.module_fn(), *args, **kwargs)
 
 
-# Flax's own tests look at these, by these names.
+# Programs look at these, by Flax's names: libraries of quantized layers ask
+# `_context.module_stack[-1]` which module is running.
+_context = context
+_CallInfo = CallInfo
+_unspecified_parent = unspecified
 _freeze_attr = submodules.freeze_attr
 _get_suffix_value_pairs = submodules.suffixed_leaves
 _get_local_method_names = methods.local_method_names

@@ -237,7 +237,7 @@ def get_axis_names(axes_metadata: Any) -> Any:
 def _running(module: Module | None) -> Module:
   """Returns the module that was given, or that whose method runs."""
   if module is None:
-    module = context.modules[-1]
+    module = context.module_stack[-1]
     assert module is not None, 'No method of a module is running.'
   return module
 
@@ -333,7 +333,9 @@ def scan_with_axes(
   )
   for col in axes_collections:
     if col in variable_axes:
-      scanned = _name_new_axis(scanned, col, variable_axes[col], axis_name)
+      scanned = _add_axis_to_metadata(
+        scanned, variable_axes[col], axis_name, f'{col}_axes'
+      )
   return scanned
 
 
@@ -379,13 +381,17 @@ def vmap_with_axes(
   for col, axis in variable_axes.items():
     if col in partitioning_axis_names:
       new_name = partitioning_axis_names[col]
-      mapped = _name_new_axis(mapped, col, axis, new_name)
+      mapped = _add_axis_to_metadata(mapped, axis, new_name, f'{col}_axes')
   return mapped
 
 
-def _name_new_axis(target: Any, col: Any, axis: Any, axis_name: str) -> Any:
+# Under Flax's name: libraries with scans of their own call it.
+def _add_axis_to_metadata(
+  fn: Any, axis_pos: Any, axis_name: str, axis_col: str = 'params_axes'
+) -> Any:
   """Returns a target outside of which each variable has one more axis."""
-  position = getattr(axis, 'axis', axis)  # It may be in `ScanIn` or `ScanOut`.
+  # It may be in `ScanIn` or `ScanOut`.
+  position = getattr(axis_pos, 'axis', axis_pos)
 
   def insert(names):
     names = list(names)
@@ -403,9 +409,9 @@ def _name_new_axis(target: Any, col: Any, axis: Any, axis_name: str) -> Any:
     return tuple(names)
 
   return transforms.map_variables(
-    target,
-    f'{col}_axes',
-    mutable=_is_mutable(f'{col}_axes'),
+    fn,
+    axis_col,
+    mutable=_is_mutable(axis_col),
     trans_in_fn=functools.partial(_map_names, remove),
     trans_out_fn=functools.partial(_map_names, insert),
   )
@@ -432,7 +438,7 @@ def _is_mutable(col: str) -> bool:
 
   Outside of all modules it is not known yet, and the answer is yes.
   """
-  module = context.modules[-1]
+  module = context.module_stack[-1]
   return module is None or module.is_mutable_collection(col)
 
 

@@ -73,7 +73,8 @@ class _ObjectRepresentation(_ValueRepresentation):
 
 
 def _represent_array(x: Any) -> _ArrayRepresentation:
-  return _ArrayRepresentation(jnp.shape(x), jnp.result_type(x))
+  dtype = jnp.result_type(x)  # It raises if this is no array.
+  return _ArrayRepresentation(getattr(x, 'shape', ()), dtype)
 
 
 def _represent(x: Any) -> _ValueRepresentation:
@@ -256,13 +257,14 @@ def _get_module_table(
       if is_first:
         if depth is not None and len(call.path) > depth:
           continue
-        own = counted = _variables_without(modules, call.path, variables)
+        own, _ = _get_module_variables(call.path, variables, modules)
+        counted = own
         if len(call.path) == depth:
           counted = _variables_at(call.path, variables)
       elif not show_repeated:
         continue
       seen.add(call.path)
-      flops = _count_flops(call, compute_flops, compute_vjp_flops)
+      flops = _get_call_flops(call, compute_flops, compute_vjp_flops)
       rows.append(_row(call, own, counted, *flops))
     # In the order of a set, as Flax has them.
     return Table(module, tuple(set(variables)), rows)
@@ -275,7 +277,7 @@ def _row(call: CallInfo, own, counted, flops: int, vjp_flops: int) -> Row:
     path=call.path,
     module_copy=call.module.copy(parent=None),
     method=call.method,
-    inputs=_inputs(call.args, call.kwargs),
+    inputs=_process_inputs(call.args, call.kwargs),
     outputs=call.outputs,
     module_variables=own,
     counted_variables=counted,
@@ -284,7 +286,9 @@ def _row(call: CallInfo, own, counted, flops: int, vjp_flops: int) -> Row:
   )
 
 
-def _inputs(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+# Under Flax's name, by which programs that draw other tables import it, as the
+# other two that say so.
+def _process_inputs(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
   """Returns the arguments of a call, in as few containers as will do."""
   if kwargs:
     return (*args, kwargs) if args else kwargs
@@ -306,14 +310,23 @@ def _variables_at(
   return found
 
 
-def _variables_without(
-  modules: set[tuple[str, ...]], path: tuple[str, ...], variables: _Variables
-) -> dict[str, dict[str, Any]]:
-  """Returns the variables at a path without those of called modules below."""
-  return {
-    col: {k: v for k, v in level.items() if (*path, k) not in modules}
-    for col, level in _variables_at(path, variables).items()
-  }
+# Under Flax's name.
+def _get_module_variables(
+  path: tuple[str, ...], variables: _Variables, all_paths: set[tuple[str, ...]]
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+  """Returns the variables at a path: its own, and those of modules below it.
+
+  Args:
+    path: the path of a module.
+    variables: all variables, by collection.
+    all_paths: the paths of all modules.
+  """
+  own, below = {}, {}
+  for col, level in _variables_at(path, variables).items():
+    names = {name for name in level if (*path, name) in all_paths}
+    own[col] = {k: v for k, v in level.items() if k not in names}
+    below[col] = {k: level[k] for k in names}
+  return own, below
 
 
 def _size_and_bytes(tree: Any) -> tuple[int, int]:
@@ -326,17 +339,18 @@ def _size_and_bytes(tree: Any) -> tuple[int, int]:
 # --- Operations ---------------------------------------------------------------
 
 
-def _count_flops(
-  call: CallInfo, forward: bool, backward: bool
+# Under Flax's name.
+def _get_call_flops(
+  c: CallInfo, compute_flops: bool, compute_vjp_flops: bool
 ) -> tuple[int, int]:
   """Returns the operations of a call and of its VJP; -1 if not wanted.
 
   The call is traced and lowered once more, not compiled.
   """
-  if not forward and not backward:
+  if not compute_flops and not compute_vjp_flops:
     return -1, -1
-  rngs = {name: _key_type(rng) for name, rng in (call.rngs or {}).items()}
-  inputs = jax.tree.map(_from_value_representation, (call.args, call.kwargs))
+  rngs = {name: _key_type(rng) for name, rng in (c.rngs or {}).items()}
+  inputs = jax.tree.map(_from_value_representation, (c.args, c.kwargs))
   leaves, treedef = jax.tree.flatten(inputs)
   is_array = [isinstance(x, jax.ShapeDtypeStruct) for x in leaves]
   arrays = [x for x, is_one in zip(leaves, is_array) if is_one]
@@ -351,17 +365,17 @@ def _count_flops(
     return fn(
       first,
       *args,
-      method=call.method,
-      mutable=call.mutable,
+      method=c.method,
+      mutable=c.mutable,
       **more,
       **kwargs,
     )
 
   def init(rngs, arrays):
-    return with_inputs(call.module.init, rngs, arrays)
+    return with_inputs(c.module.init, rngs, arrays)
 
   def apply(variables, rngs, arrays):
-    return with_inputs(call.module.apply, variables, arrays, rngs=rngs)
+    return with_inputs(c.module.apply, variables, arrays, rngs=rngs)
 
   def vjp(*args):
     out, pull_back = jax.vjp(apply, *args)
@@ -369,8 +383,8 @@ def _count_flops(
 
   variables = jax.eval_shape(init, rngs, arrays)
   return (
-    _flops_of(apply, variables, rngs, arrays) if forward else -1,
-    _flops_of(vjp, variables, rngs, arrays) if backward else -1,
+    _flops_of(apply, variables, rngs, arrays) if compute_flops else -1,
+    _flops_of(vjp, variables, rngs, arrays) if compute_vjp_flops else -1,
   )
 
 

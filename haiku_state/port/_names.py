@@ -57,12 +57,6 @@ NAMES = (
     ' `haiku_state.linen`: a dataclass, with `@nn.compact` on `__call__`.',
   ),
   Name(
-    'flax.metrics',
-    True,
-    'Write scalars with `tensorboardX.SummaryWriter`, or with'
-    ' `clu.metric_writers`.',
-  ),
-  Name(
     'flax.serialization.to_json',
     True,
     'Use `serialization.to_state_dict` and `json`.',
@@ -78,9 +72,10 @@ NAMES = (
     'Use `haiku_state.__version__`.',
   ),
   Name(
-    'flax.core.nn',
-    True,
-    'These layers of scopes were examples. Use those of `haiku_state.linen`.',
+    'flax.core.nn.dense_general',
+    False,
+    'The bias is added to the new axes, whichever axes are contracted. In Flax'
+    ' that is so where the contracted axes are the last.',
   ),
   Name(
     'flax.core.tracers.trace_level',

@@ -75,7 +75,9 @@ def safe_normpath(path: str) -> str:
   return (scheme or '') + os.path.normpath(path)
 
 
-def checkpoint_path(ckpt_dir: str, step: int | float | str, prefix: str) -> str:
+def checkpoint_path(
+  ckpt_dir: str, step: int | float | str, prefix: str = 'checkpoint_'
+) -> str:
   """Returns the path of the checkpoint of a step."""
   return os.path.join(ckpt_dir, f'{prefix}{step}')
 

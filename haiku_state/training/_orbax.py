@@ -1,4 +1,14 @@
-"""Orbax, which comes with an extra and is imported where it is used."""
+"""Orbax, which comes with an extra.
+
+Where it is installed it is imported, since programs that import the modules
+above write `import orbax` and find `orbax.checkpoint`. Where it is not, or is
+broken, who needs it is told.
+"""
+
+try:
+  import orbax.checkpoint as _  # noqa: F401
+except Exception:  # Whatever is wrong with it is told by `import_orbax`.
+  pass
 
 
 def import_orbax():

@@ -46,6 +46,11 @@ from haiku_state.training._checkpoint_paths import (
   natural_sort,
   safe_normpath,
 )
+
+# Under Flax's name, by which programs import it.
+from haiku_state.training._checkpoint_paths import (
+  checkpoint_path as _checkpoint_path,
+)
 from haiku_state.training._multiprocess_arrays import (
   COMMIT_SUCCESS_FILE,
   MP_ARRAY_PH,
@@ -298,8 +303,8 @@ def _plan(ckpt_dir, step, prefix, keep, overwrite, keep_every_n_steps):
   ckpt_dir = safe_normpath(os.fspath(ckpt_dir))
   return _Save(
     step,
-    _checkpoint_paths.checkpoint_path(ckpt_dir, step, prefix),
-    _checkpoint_paths.checkpoint_path(ckpt_dir, 'tmp', prefix),
+    _checkpoint_path(ckpt_dir, step, prefix),
+    _checkpoint_path(ckpt_dir, 'tmp', prefix),
     os.path.join(ckpt_dir, prefix),
     keep,
     overwrite,
@@ -600,7 +605,7 @@ def restore_checkpoint(
 def _find(ckpt_dir, step, prefix):
   """Returns the path of the checkpoint to restore, or None."""
   if step is not None:
-    path = _checkpoint_paths.checkpoint_path(ckpt_dir, step, prefix)
+    path = _checkpoint_path(ckpt_dir, step, prefix)
     if not io.exists(_checkpoint_paths.locate(path)):
       raise ValueError(f'Matching checkpoint not found: {path}')
     return path

@@ -74,7 +74,7 @@ MISSING = {
   'from flax import nnx': 'linen',
   'import flax.nnx': 'linen',
   'import flax\nflax.nnx': 'linen',
-  'from flax.metrics import tensorboard': 'tensorboardX',
+  'from flax.metrics import tensorbord': 'haiku_state.metrics.tensorboard',
   'import flax.deprecated.nn': 'dataclass',
   'import flax.linen as nn\nnn.Dence': 'haiku_state.linen.Dense',
   'from flax.linen import Dence': 'haiku_state.linen.Dense',

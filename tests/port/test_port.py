@@ -146,7 +146,7 @@ def test_only_import_lines_change_and_twice_is_once(statements, newline):
     ('from flax import linen as nn, nnx\n', [(1, 'flax.nnx')]),
     ('import flax\nprint(flax.__version__)', [(2, 'flax.__version__')]),
     ('import flax\nflax.nnx.Module\nflax.linen.Dense.x.y', [(2, 'flax.nnx')]),
-    ('def f():\n  from flax import metrics\n', [(2, 'flax.metrics')]),
+    ('def f():\n  from flax import nnx\n', [(2, 'flax.nnx')]),
     ('from flax.linen import *\n', []),
     ('import flax.linen as nn\ndef f(nn): return nn.Dence\n', []),
     (

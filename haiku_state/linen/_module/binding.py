@@ -47,7 +47,7 @@ from haiku_state.linen._module.state import SetupState
 
 def find_parent() -> ModuleBase | None:
   """Returns the module whose method makes a new one, if there is one."""
-  caller = context.modules[-1]
+  caller = context.module_stack[-1]
   if (
     caller is not None
     and caller.scope is not None

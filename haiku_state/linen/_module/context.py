@@ -21,15 +21,15 @@ class _Context(threading.local):
   """The stacks of one thread.
 
   Attributes:
-    modules: the modules whose methods run, the innermost last; None for a
-      function that belongs to no module.
+    module_stack: the modules whose methods run, the innermost last; None for
+      a function that belongs to no module.
     captures: for each run, which calls it captures as intermediates.
     interceptors: the interceptors that are active, the innermost last.
     call_infos: lists that collect what `tabulate` shows of each call.
   """
 
   def __init__(self) -> None:
-    self.modules: list[Any] = [None]
+    self.module_stack: list[Any] = [None]
     self.captures: list[Any] = []
     self.interceptors: list[Interceptor] = []
     self.call_infos: list[CallInfos] = []

@@ -36,7 +36,7 @@ def called_by_haiku() -> bool:
   path = _haiku.current_path()
   if path is None:
     return False
-  for caller in reversed(context.modules):
+  for caller in reversed(context.module_stack):
     # An unbound module on the way has no place among Haiku's modules.
     if caller is not None and caller.scope is not None:
       return caller.scope.haiku_path != path

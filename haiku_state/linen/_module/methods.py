@@ -124,7 +124,7 @@ def wrap_method(
       self._try_setup()
     if is_compact:
       is_recurrent, state.in_compact_method = state.in_compact_method, True
-    stack = context.modules
+    stack = context.module_stack
     stack.append(self)
     try:
       with _named_operations(self, run, name):
@@ -184,7 +184,7 @@ def call_unbound(
     raise errors.CallSetupUnboundModuleError()
   if hasattr(fun, 'compact'):
     raise errors.CallCompactUnboundModuleError()
-  context.modules.append(self)
+  context.module_stack.append(self)
   try:
     if context.interceptors:
       return run_interceptors(
@@ -192,7 +192,7 @@ def call_unbound(
       )
     return fun(self, *args, **kwargs)
   finally:
-    context.modules.pop()
+    context.module_stack.pop()
 
 
 def _call_observed(self: ModuleBase, name: str, entered, args, kwargs) -> Any:
