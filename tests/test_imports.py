@@ -35,7 +35,7 @@ LAYERS = {
     linen.kw_only_dataclasses linen._module linen._module.state
     linen._module.base linen._module.context linen._module.fields
     linen._module.submodules linen._module.haiku_names linen._module.binding
-    linen._module.threads linen._module.methods linen._module.metaclass
+    linen._module.threads linen._module.parts linen._module.methods linen._module.metaclass
     linen._module.calls linen._module.repr linen._module.arguments
     linen._module.sharing linen.module""",
   'transforms': 'linen._module.lifting linen.transforms',

@@ -26,6 +26,10 @@ class MissingKey(errors.InvalidRngError, ValueError):
   """A random key is needed, and none was passed."""
 
 
+class FixedState(errors.ModifyScopeVariableError, ValueError):
+  """A module of Haiku's changes state in a collection that is immutable."""
+
+
 class WrongTrace(errors.JaxTransformError, ValueError):
   """A transform of JAX is around something that Haiku would have to know of."""
 
@@ -105,6 +109,29 @@ def missing_key(path: str, stream: str) -> Exception:
     MissingKey,
     f'Module "{path}" needs a random key, of the stream "{stream}", and the'
     f' function was called with None. Pass a key: {fn}.',
+  )
+
+
+def fixed_state(path: str, key: str, was_there: bool) -> Exception:
+  """Returns the error of a Haiku module whose state may not change.
+
+  Args:
+    path: the Haiku name of the module.
+    key: the key in its state.
+    was_there: whether it was passed.
+  """
+  found = (
+    'sets it'
+    if was_there
+    else 'makes it, as it is not among the variables passed'
+  )
+  return _error(
+    FixedState,
+    f'Cannot update variable "{key}" in "{path}" because collection "state", that'
+    f' of the state of Haiku modules, is immutable: the module {found}. Pass'
+    " `mutable=['state']` to keep what it becomes (to a lifted transform, `state`"
+    ' among the collections that it takes), or call the module so that it only'
+    ' reads: `is_training=False`, say.',
   )
 
 

@@ -531,7 +531,16 @@ class Scope:
       ) from None
 
   def _merge(self, col: str, tree: Mapping[str, Any], only: Any) -> None:
-    """Puts a tree of variables here; of parameters, those in `only`."""
+    """Puts a tree of variables here; of parameters, those in `only`.
+
+    What lies outside of the root goes there.
+    """
+    if self.parent is not None and any(map(_haiku.is_outside, tree)):
+      outside = {n: x for n, x in tree.items() if _haiku.is_outside(n)}
+      self.root._merge(col, outside, only)
+      tree = {n: x for n, x in tree.items() if n not in outside}
+      if not tree:
+        return
     try:
       self._run.store.merge(self.place, col, tree, only)
     except CannotChange as e:

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 
+from haiku_state.core._haiku import is_outside
 from haiku_state.core.filters import (
   CollectionFilter,
   Filter,
@@ -63,6 +64,8 @@ class Pack:
       found = scope._run.store.variables(scope.place)
       # One kind of dict, so that trees match whatever the user's is.
       found = {col: unfreeze(x) for col, x in found.items()}
+      if not groups and scope.parent is not None:
+        _add_outside(found, scope)
       groups.append(group_collections(found, in_filters))
     # Without any scope there is still one tuple of nothing for each group.
     self.variables: Groups = _transpose(groups) or ((),) * len(in_filters)
@@ -195,6 +198,15 @@ class Pack:
           if tree and scope.is_mutable_collection(col):
             only = touched if col == 'params' else None
             scope._merge(col, tree, only)
+
+
+def _add_outside(found: dict[str, Any], scope: Scope) -> None:
+  """Adds what Haiku's modules with forced names have, outside of the root."""
+  run, place = scope._run, scope.root.place
+  for col in list(run.store.tree) if run.has_names else ():
+    for name in filter(is_outside, list(run.store.level(place, col))):
+      value = unfreeze(run.store.get(place, col, name))
+      found.setdefault(col, {})[name] = value
 
 
 def topmost(

@@ -23,6 +23,7 @@ class _Context(threading.local):
   Attributes:
     module_stack: the modules whose methods run, the innermost last; None for
       a function that belongs to no module.
+    method_names: the names of those methods.
     captures: for each run, which calls it captures as intermediates.
     interceptors: the interceptors that are active, the innermost last.
     call_infos: lists that collect what `tabulate` shows of each call.
@@ -30,6 +31,7 @@ class _Context(threading.local):
 
   def __init__(self) -> None:
     self.module_stack: list[Any] = [None]
+    self.method_names: list[str] = ['__call__']
     self.captures: list[Any] = []
     self.interceptors: list[Interceptor] = []
     self.call_infos: list[CallInfos] = []

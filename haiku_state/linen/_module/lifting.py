@@ -26,6 +26,7 @@ from haiku_state.linen._module import submodules
 from haiku_state.linen._module.binding import usable
 from haiku_state.linen._module.calls import resolve_method
 from haiku_state.linen._module.methods import wrap_method_once
+from haiku_state.linen._module.parts import LiftedNames
 from haiku_state.linen._module.threads import in_use
 from haiku_state.linen.module import Module
 
@@ -168,15 +169,23 @@ def _usable(module: Any) -> Any:
 class _Body:
   """One call of a lifted method, as a function of scopes."""
 
-  def __init__(self, fn: Callable[..., Any], reached: Reached, cls: Any):
+  def __init__(
+    self,
+    fn: Callable[..., Any],
+    reached: Reached,
+    cls: Any,
+    names: LiftedNames,
+  ):
     self.fn = fn
     self.reached = reached
     self.cls = cls
+    self.names = names
     self.state = reached.module._state.export()
 
   def __call__(self, scopes: Any, args: Any, kwargs: Any) -> Any:
     bound, args, kwargs = self.reached.bind(scopes, args, kwargs, self.cls)
     vars(bound)['_state'] = self.state.export()
+    self.names.enter(bound)
     result = self.fn(bound, *args, **kwargs)
     self.reached.module._state.reimport(bound._state)
     _check_result(result, getattr(self.fn, '__name__', None))
@@ -209,12 +218,13 @@ def lift_methods(
 
   def call(self, args, kwargs):
     reached = Reached(self, args, kwargs)
+    names = LiftedNames(self, fns)
     scopes: Any = reached.scopes
     if not multi_scope:
       scopes = _only(scopes)
 
     def as_scope_fn(fn):
-      body = _Body(fn, reached, cls)
+      body = _Body(fn, reached, cls, names)
 
       def scope_fn(scopes, *args, **kwargs):
         return body(scopes if multi_scope else [scopes], args, kwargs)
@@ -222,7 +232,9 @@ def lift_methods(
       return _named_like(fn, scope_fn)
 
     lifted = transform(*map(as_scope_fn, fns), *trafo_args, **trafo_kwargs)
-    return lifted(scopes, *reached.args, **reached.kwargs)
+    result = lifted(scopes, *reached.args, **reached.kwargs)
+    names.leave()
+    return result
 
   return method
 
@@ -273,13 +285,19 @@ def lift_methods_cached(
     return core_fn
 
   lifted = transform(*map(as_scope_fn, fns), *trafo_args, **trafo_kwargs)
+  made: dict[_StaticKey, set[str]] = {}
 
   @functools.wraps(fns[0])
   def method(self, *args, **kwargs):
     with in_use(_usable(self)) as self, _forked_rngs(self.scope):
       reached = Reached(self, args, kwargs)
-      key = _StaticKey(reached, cls)
-      return lifted(reached.scopes, key, *reached.args, **reached.kwargs)
+      key = _StaticKey(reached, cls, LiftedNames(self, fns))
+      result = lifted(reached.scopes, key, *reached.args, **reached.kwargs)
+      if key.names.has_parts:
+        # When JAX has compiled the function, it does not run.
+        key.names.made = made.setdefault(key, key.names.made)
+        key.names.leave()
+      return result
 
   return method
 
@@ -311,18 +329,22 @@ class _StaticKey:
   Args:
     reached: what the call reaches.
     cls: the class of the modules inside.
+    names: the names of Haiku's modules that are taken.
   """
 
-  def __init__(self, reached: Reached, cls: Any):
+  def __init__(self, reached: Reached, cls: Any, names: LiftedNames):
     # JAX keeps the key as long as what it has compiled.
     self._reached = weakref.ref(reached)
     self._cls = cls
+    self.names = names
     # Not just its hash: that of a function is its address, which another one
     # may get when it is gone.
     seen: dict[int, int] = {}
     self._fingerprint = tuple(
       _fingerprint(x, (), seen) for x in (reached.module, *reached.slots)
     )
+    if names.taken:
+      self._fingerprint += (names.taken,)
     self._hash = hash(self._fingerprint)
 
   def __hash__(self) -> int:
@@ -338,7 +360,7 @@ class _StaticKey:
   def body(self, fn: Callable[..., Any]) -> _Body:
     reached = self._reached()
     assert reached is not None
-    return _Body(fn, reached, self._cls)
+    return _Body(fn, reached, self._cls, self.names)
 
 
 def _fingerprint(x: Any, path: tuple[str, ...], seen: dict[Any, int]) -> Any:
