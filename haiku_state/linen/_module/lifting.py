@@ -73,7 +73,7 @@ class Reached:
     if isinstance(x, Variable) and isinstance(x.scope, Scope):
       kind: Any = (x.collection, x.name, x.unbox)
     elif isinstance(x, Module) and x.scope is not None:
-      kind = type(x)
+      kind = weakref.ref(type(x))
     else:
       return x
     self._visit(x)
@@ -280,7 +280,7 @@ def lift_methods_cached(
   def as_scope_fn(fn):
     # Its name is that of the function in what JAX lowers, as Flax has it.
     def core_fn(scopes, key, *args, **kwargs):
-      return key.body(fn)(scopes, args, kwargs)
+      return key.body(fn, cls)(scopes, args, kwargs)
 
     return core_fn
 
@@ -291,7 +291,7 @@ def lift_methods_cached(
   def method(self, *args, **kwargs):
     with in_use(_usable(self)) as self, _forked_rngs(self.scope):
       reached = Reached(self, args, kwargs)
-      key = _StaticKey(reached, cls, LiftedNames(self, fns))
+      key = _StaticKey(reached, LiftedNames(self, fns))
       result = lifted(reached.scopes, key, *reached.args, **reached.kwargs)
       if key.names.has_parts:
         # When JAX has compiled the function, it does not run.
@@ -326,16 +326,17 @@ def _forked_rngs(scope: Any) -> Iterator[None]:
 class _StaticKey:
   """Says all that is static about a call; equal for calls that are alike.
 
+  JAX keeps the key as long as what it has compiled, out of sight of Python's
+  garbage collector. So it holds neither modules nor their classes: a class has
+  the compiled function in its methods, and would keep itself alive.
+
   Args:
     reached: what the call reaches.
-    cls: the class of the modules inside.
     names: the names of Haiku's modules that are taken.
   """
 
-  def __init__(self, reached: Reached, cls: Any, names: LiftedNames):
-    # JAX keeps the key as long as what it has compiled.
+  def __init__(self, reached: Reached, names: LiftedNames):
     self._reached = weakref.ref(reached)
-    self._cls = cls
     self.names = names
     # Not just its hash: that of a function is its address, which another one
     # may get when it is gone.
@@ -357,10 +358,16 @@ class _StaticKey:
       and self._fingerprint == other._fingerprint
     )
 
-  def body(self, fn: Callable[..., Any]) -> _Body:
+  def body(self, fn: Callable[..., Any], cls: Any) -> _Body:
+    """Returns the call, as a function of scopes.
+
+    Args:
+      fn: the method.
+      cls: the class of the modules inside; by default their own.
+    """
     reached = self._reached()
     assert reached is not None
-    return _Body(fn, reached, self._cls, self.names)
+    return _Body(fn, reached, cls, self.names)
 
 
 def _fingerprint(x: Any, path: tuple[str, ...], seen: dict[Any, int]) -> Any:
@@ -407,7 +414,7 @@ def _fingerprint(x: Any, path: tuple[str, ...], seen: dict[Any, int]) -> Any:
 
 def _module_fingerprint(module: Module, path, seen) -> Any:
   if module._id in seen:
-    return type(module), seen[module._id]
+    return weakref.ref(type(module)), seen[module._id]
   seen[module._id] = len(seen)
 
   def named(name: str, value: Any) -> tuple[str, Any]:
@@ -426,7 +433,7 @@ def _module_fingerprint(module: Module, path, seen) -> Any:
     parts.append(named('flags', scope.flags))
     parts.append(named('rng_counts', scope.rng_counters))
     parts.append(named('reservations', scope.reservations))
-  return type(module), tuple(parts)
+  return weakref.ref(type(module)), tuple(parts)
 
 
 def _check_hashable(path: tuple[str, ...], x: Any) -> None:
