@@ -54,9 +54,9 @@ LAYERS = {
     optim.adam optim.dynamic_scale optim.lamb optim.lars optim.momentum
     optim.rmsprop optim.sgd optim.weight_norm optim""",
   'interop': """
-    interop._leaves interop._units interop.batch_norm interop.layers interop.weights
+    interop._checks interop._leaves interop._units interop.batch_norm interop.layers interop.weights
     interop.checkpoints
-    interop.trees interop.functions interop.comparison interop""",
+    interop.trees interop.functions interop.recurrent interop.comparison interop""",
   'port': """
     port._names port._documents port._expects port._hook port._rewrite
     port._port port._run port._cli port __main__""",
@@ -90,6 +90,7 @@ KNOWS_HAIKU = {
   'core._run',
   'interop.comparison',
   'interop.functions',
+  'interop.recurrent',
   'linen.module',
   'linen._module.haiku_binding',
   'linen._module.metaclass',

@@ -132,6 +132,9 @@ def escape_module(name: Any) -> str:
   return head + _UNSAFE_IN_MODULE.sub(_token, rest)
 
 
+# Names of parameters of Haiku's own layers, which no layer of linen's has.
+LAYER_KEYS = frozenset(('w', 'b', 'w_i', 'w_h', 'offset', 'embeddings'))
+
 _WORD_START = frozenset('abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_')
 
 

@@ -537,8 +537,28 @@ def check_may_make_param(scope: Scope, name: str) -> None:
   if scope.is_mutable_collection('params'):
     return
   if scope.is_collection_empty('params'):
-    raise errors.ScopeCollectionNotFound('params', name, scope.path_text)
-  raise errors.ScopeParamNotFoundError(name, scope.path_text)
+    error = errors.ScopeCollectionNotFound('params', name, scope.path_text)
+  else:
+    error = errors.ScopeParamNotFoundError(name, scope.path_text)
+  raise errors._with_hint(error, _hint(scope))
+
+
+def _hint(scope: Scope) -> str | None:
+  """Says what to do with variables that look like parameters of Haiku's."""
+  tree = getattr(scope._run.store, 'tree', _NOTHING)
+  bundles = tree.get('params', tree)
+  if not any(
+    _haiku.is_level(bundle)
+    and ('/' in str(path) or not _haiku.LAYER_KEYS.isdisjoint(bundle))
+    for path, bundle in bundles.items()
+  ):
+    return None
+  return (
+    f"The variables have the names of Haiku's parameters: {list(bundles)[:3]}."
+    ' If modules like these made them inside of hk.transform, pass'
+    ' `interop.from_haiku(params, state, root)`; if layers of Haiku did, convert'
+    ' them by `interop.weights_from_haiku`.'
+  )
 
 
 def check_shapes(scope, name, value, init_fn, args, kwargs) -> None:
