@@ -55,12 +55,15 @@ def check_bundles(params: Any, state: Any, function: str) -> None:
         )
 
 
-def check_variables(variables: Any, function: str) -> None:
+def check_variables(
+  variables: Any, function: str, has_params: bool = False
+) -> None:
   """Raises unless a tree may be a variables dict.
 
   Args:
     variables: the tree.
     function: the name of the function that was called.
+    has_params: whether one would expect parameters in it.
 
   Raises:
     TypeError: it is something else.
@@ -73,7 +76,7 @@ def check_variables(variables: Any, function: str) -> None:
       f' {_shown(variables)}. Parameters alone are passed as'
       " `{'params': params}`."
     )
-  if looks_like_haikus(variables):
+  if _looks_like_haikus(variables, has_params):
     raise TypeError(
       f"{function} takes variables, found Haiku's trees with the modules"
       f' {sorted(variables)[:3]}. They become variables by `interop.from_haiku`'
@@ -81,17 +84,14 @@ def check_variables(variables: Any, function: str) -> None:
     )
 
 
-def looks_like_haikus(tree: Mapping[str, Any]) -> bool:
-  """Returns whether a tree has the levels and the names of Haiku's layers."""
-  return (
-    'params' not in tree
-    and _is_two_levels(tree)
-    and any(not LAYER_KEYS.isdisjoint(bundle) for bundle in tree.values())
-    and not any(
-      isinstance(value, Mapping)
-      for bundle in tree.values()
-      for value in bundle.values()
-    )
+def _looks_like_haikus(tree: Mapping[str, Any], has_params: bool) -> bool:
+  """Returns whether the names at the top are those of Haiku's layers.
+
+  A collection may have a variable `w`; its name tells, if nothing else does.
+  """
+  return 'params' not in tree and any(
+    not LAYER_KEYS.isdisjoint(bundle) and (has_params or '/' in str(path))
+    for path, bundle in tree.items()
   )
 
 

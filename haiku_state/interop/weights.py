@@ -348,7 +348,7 @@ def weights_to_haiku(
     ConversionError: the mapping, or the weights, do not fit; see `strict`.
     TypeError: these are no variables, or the target is no pair.
   """
-  check_variables(variables, 'weights_to_haiku')
+  check_variables(variables, 'weights_to_haiku', has_params=True)
   _check_mapping(mapping)
   if target is not None and not isinstance(target, (tuple, list)):
     raise TypeError(
