@@ -53,6 +53,15 @@ class FlaxError(Exception):
     return _restore, (type(self), str(self)), self.__dict__
 
 
+def _with_hint(error, hint):
+  """Returns an error whose message also says what may be meant.
+
+  The signatures of the classes are Flax's, and have no place for it.
+  """
+  message, name = str(error)[:-1].rsplit(' (', 1)
+  return _restore(type(error), f'{message} {hint} ({name})') if hint else error
+
+
 # Tracing and lazy initialization
 
 

@@ -61,11 +61,11 @@ LAYERS = {
     optim.adam optim.dynamic_scale optim.lamb optim.lars optim.momentum
     optim.rmsprop optim.sgd optim.weight_norm optim""",
   'interop': """
-    interop._plain interop._pickles interop._npz interop._safetensors
-    interop._leaves interop._units interop.batch_norm interop.layers
-    interop.weights
+    interop._checks interop._plain interop._pickles interop._npz
+    interop._safetensors interop._leaves interop._units interop.batch_norm
+    interop.layers interop.weights
     interop.checkpoints
-    interop.trees interop.functions interop.comparison interop""",
+    interop.trees interop.functions interop.recurrent interop.comparison interop""",
   'port': """
     port._names port._documents port._uses port._expects port._hook port._rewrite
     port._port port._run port._cli port __main__""",
@@ -116,6 +116,7 @@ KNOWS_HAIKU = {
   'core._run',
   'interop.comparison',
   'interop.functions',
+  'interop.recurrent',
   'linen.module',
   'linen._module.binding',
   'linen._module.haiku_names',

@@ -171,6 +171,9 @@ def _escape_component(name: Any) -> str:
   return _escape(name, _UNSAFE_IN_MODULE)
 
 
+# Names of parameters of Haiku's own layers, which no layer of linen's has.
+LAYER_KEYS = frozenset(('w', 'b', 'w_i', 'w_h', 'offset', 'embeddings'))
+
 _WORD_START = frozenset('abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_')
 
 

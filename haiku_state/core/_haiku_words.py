@@ -12,6 +12,7 @@ from typing import Any
 import haiku as hk
 
 from haiku_state import errors
+from haiku_state.core import _haiku
 
 
 class MissingParameter(errors.ScopeParamNotFoundError, ValueError):
@@ -132,6 +133,27 @@ def fixed_state(path: str, key: str, was_there: bool) -> Exception:
     " `mutable=['state']` to keep what it becomes (to a lifted transform, `state`"
     ' among the collections that it takes), or call the module so that it only'
     ' reads: `is_training=False`, say.',
+  )
+
+
+def hint_at_conversion(tree: Any) -> str | None:
+  """Says what to do with variables that look like parameters of Haiku's.
+
+  Args:
+    tree: collections by name, or what was given in their place.
+  """
+  bundles = tree.get('params', tree)
+  if not any(
+    _haiku.is_level(bundle)
+    and ('/' in str(path) or not _haiku.LAYER_KEYS.isdisjoint(bundle))
+    for path, bundle in bundles.items()
+  ):
+    return None
+  return (
+    f"The variables have the names of Haiku's parameters: {list(bundles)[:3]}."
+    ' If modules like these made them inside of hk.transform, pass'
+    ' `interop.from_haiku(params, state, root)`; if layers of Haiku did, convert'
+    ' them by `interop.weights_from_haiku`.'
   )
 
 

@@ -467,9 +467,14 @@ class Scope:
     if not in_filter(self.mutable, 'params'):
       if self._must_be_given:
         raise _haiku_words.missing_parameter(self.haiku_path, name)
+      error: Exception
       if self.is_collection_empty('params'):
-        raise errors.ScopeCollectionNotFound('params', name, self.path_text)
-      raise errors.ScopeParamNotFoundError(name, self.path_text)
+        error = errors.ScopeCollectionNotFound('params', name, self.path_text)
+      else:
+        error = errors.ScopeParamNotFoundError(name, self.path_text)
+      tree: Any = getattr(self._run.store, 'tree', {})
+      hint = _haiku_words.hint_at_conversion(tree)
+      raise errors._with_hint(error, hint)
     return self.initial_param(init_fn, args, kwargs)
 
   def _next_rng(self, name: str) -> tuple[jax.Array, tuple[str | int, ...]]:
