@@ -93,6 +93,7 @@ ROWS = [
     ('/tmp/x', 3),
     ['outdated checkpoint', 'step: "3"', 'path: "/tmp/x"'],
   ),
+  ('ConcurrentSaveError', ('/tmp/x_tmp',), ['writing "/tmp/x_tmp"']),
   (
     'MPACheckpointingRequiredError',
     ('/tmp/x', 3),
