@@ -69,11 +69,16 @@ def _is_at(descriptor: int, path: str) -> bool:
 def _let_go(held: list[int], tmp_path: str) -> None:
   if not held:
     return  # It may be called again.
+  import fcntl
+
   descriptor = held.pop()
   try:
     if _is_at(descriptor, tmp_path):
       os.unlink(tmp_path)
   finally:
+    # A process that was forked meanwhile has the descriptor, too.
+    with contextlib.suppress(OSError):
+      fcntl.flock(descriptor, fcntl.LOCK_UN)
     os.close(descriptor)
 
 
