@@ -348,6 +348,13 @@ def _save_by_orbax(save: _Save, target, checkpointer):
       _checkpoint_commit.set_aside(save.path)
   try:
     checkpointer.save(save.path, target, force=save.overwrite)
+  except ValueError as error:
+    error.add_note(
+      f'{save.path} is not saved. Arrays that Orbax does not save (without'
+      ' elements, of text, of some small dtypes) a msgpack file holds: set the'
+      ' flag flax_use_orbax_checkpointing to False.'
+    )
+    raise
   finally:
     # While Orbax still writes in the background, what was set aside stays.
     if jax.process_index() == 0 and not is_async:

@@ -742,3 +742,31 @@ def test_strict_restoring_needs_a_checkpoint(tmp_path):
     for target in (None, _state(1)):
       with pytest.raises(ValueError, match='There is no checkpoint at'):
         checkpoints.restore_checkpoint(place, target, strict=True)
+
+
+ODD_ARRAYS = {
+  **{
+    name: np.ones((2, 3), name)
+    for name in 'bfloat16 float8_e4m3fn float4_e2m1fn int4 uint4 complex64'.split()
+  },
+  'text': np.array(['a']),
+  'none': np.ones((0, 3)),
+  '0-d': np.float16(2),
+  'transposed': np.ones((2, 3)).T,
+}
+
+
+@pytest.mark.parametrize('name', ODD_ARRAYS)
+def test_an_array_comes_back_or_nothing_is_saved(name, a_format, tmp_path):
+  array = np.asarray(ODD_ARRAYS[name])
+  try:
+    checkpoints.save_checkpoint(tmp_path, {'a': array}, 1)
+  except ValueError as e:
+    assert a_format == 'orbax' and 'msgpack file holds' in e.__notes__[-1]
+    assert checkpoints.available_steps(tmp_path) == []
+    return
+  for target in (None, {'a': array}):
+    restored = checkpoints.restore_checkpoint(tmp_path, target)['a']
+    restored = np.asarray(restored)
+    assert restored.dtype == array.dtype and restored.shape == array.shape
+    assert restored.tobytes() == array.tobytes()
