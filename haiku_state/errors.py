@@ -805,6 +805,25 @@ class InvalidCheckpointError(FlaxError):
     )
 
 
+class ConcurrentSaveError(FlaxError):
+  """Somebody else is saving a checkpoint to the same directory and prefix.
+
+  One writer at a time keeps each step whole. Save from one process, or give
+  each its own directory or prefix.
+
+  Example:
+    >>> from haiku_state import errors
+    >>> isinstance(errors.ConcurrentSaveError('a/checkpoint_tmp'), Exception)
+    True
+  """
+
+  def __init__(self, path):
+    super().__init__(
+      f'Another process or thread is writing "{path}". Nothing is saved. Save'
+      ' from one of them, or give each its own directory or prefix.'
+    )
+
+
 class MPACheckpointingRequiredError(FlaxError):
   """An array spread over several processes cannot be saved so.
 

@@ -252,8 +252,11 @@ def _escape_param(name: Any) -> str:
 
 
 def _is_raw_key(text: str) -> bool:
-  # Nothing in the mark is escaped, so it does not matter how often it is there.
-  return _stands_for(_MARKS.sub('', text), _escape_param) is None
+  # Nothing in the mark is escaped, so it does not matter how often it is there,
+  # unless what follows is a token for the whole name: an empty one, a number.
+  return any(
+    _stands_for(x, _escape_param) is None for x in (text, _MARKS.sub('', text))
+  )
 
 
 _MARKS = re.compile(f'^(?:{RAW})+')

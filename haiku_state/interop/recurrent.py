@@ -138,7 +138,7 @@ def as_rnn_core(
     )
   if cell.scope is None:
     # One from outside is named now, as Haiku's own cores are.
-    cell = usable(cell) or cell
+    cell = usable(cell) or cell  # type: ignore[assignment]
   return CellCore(cell, input_shape)
 
 
