@@ -99,11 +99,6 @@ class Run:
     """Whether this is the run of somebody's `hk.transform`."""
     return type(self.resting) is InHaiku
 
-  @property
-  def has_names(self) -> bool:
-    """Whether the names of all variables are known without asking Haiku."""
-    return not self.is_in_haiku
-
   def note_module(self, path: str) -> None:
     """Notes that a module of ours is at a place, in the run that goes on."""
     store = _thread.stores.get(self)

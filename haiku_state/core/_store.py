@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import collections
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -81,6 +81,8 @@ class _Tree:
     self.tree = tree
     # By collection and Haiku's name of the place.
     self._levels: dict[str, dict[str, Any]] = {}
+    # By collection, for so many names at the root.
+    self._outside: dict[str, tuple[int, tuple[str, ...]]] = {}
 
   def level(self, place: Place, col: str) -> Mapping[str, Any]:
     """Returns the level of a collection at a place, empty if there is none."""
@@ -144,6 +146,17 @@ class _Tree:
 
   def has(self, place: Place, col: str, name: str) -> bool:
     return name in self.level(place, col)
+
+  def names_outside(self, root: Place) -> Iterator[tuple[str, str]]:
+    """Yields the collections and names of what lies outside of the root."""
+    for col in list(self.tree):
+      level = self.level(root, col)
+      seen, names = self._outside.get(col, (0, ()))
+      if seen != len(level):
+        names = tuple(filter(_haiku.is_outside, list(level)))
+        self._outside[col] = len(level), names
+      for name in names:
+        yield col, name
 
   def is_empty(self, col: str) -> bool:
     return not self.tree.get(col)
@@ -707,6 +720,10 @@ class InHaiku:
         in only
       ):
         self._put(place, path, col, name, value)
+
+  def names_outside(self, root: Place) -> Iterator[tuple[str, str]]:
+    del root  # What is outside of it is the user's, not the module's.
+    return iter(())
 
   def is_empty(self, col: str) -> bool:
     return False

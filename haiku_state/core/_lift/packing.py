@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 
-from haiku_state.core._haiku import is_outside
 from haiku_state.core.filters import (
   CollectionFilter,
   Filter,
@@ -202,11 +201,9 @@ class Pack:
 
 def _add_outside(found: dict[str, Any], scope: Scope) -> None:
   """Adds what Haiku's modules with forced names have, outside of the root."""
-  run, place = scope._run, scope.root.place
-  for col in list(run.store.tree) if run.has_names else ():
-    for name in filter(is_outside, list(run.store.level(place, col))):
-      value = unfreeze(run.store.get(place, col, name))
-      found.setdefault(col, {})[name] = value
+  store, root = scope._run.store, scope.root.place
+  for col, name in store.names_outside(root):
+    found.setdefault(col, {})[name] = unfreeze(store.get(root, col, name))
 
 
 def topmost(
