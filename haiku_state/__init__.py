@@ -7,6 +7,7 @@ from haiku_state import configurations as configurations
 from haiku_state import core as core
 from haiku_state import cursor as cursor
 from haiku_state import errors as errors
+from haiku_state import export as export
 from haiku_state import ids as ids
 from haiku_state import jax_utils as jax_utils
 from haiku_state import linen as linen

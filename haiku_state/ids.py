@@ -5,7 +5,7 @@ adoption have to know which are the same. Python's own `id` will not do, as it
 is used again once its object is gone.
 """
 
-import threading
+import itertools
 
 
 class UUIDManager:
@@ -18,13 +18,11 @@ class UUIDManager:
   """
 
   def __init__(self):
-    self._lock = threading.Lock()
-    self._id = 0
+    # Python counts at once: no lock that a fork could leave locked is needed.
+    self._next = itertools.count(1).__next__
 
   def __call__(self):
-    with self._lock:
-      self._id += 1
-      return FlaxId(self._id)
+    return FlaxId(self._next())
 
 
 uuid = UUIDManager()

@@ -28,6 +28,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from haiku_state._plain_arrays import check_content, short
+
 __all__ = [
   'MAX_CHUNK_SIZE',
   'current_path',
@@ -369,7 +371,9 @@ def to_bytes(target: Any) -> bytes:
     ImportError: MessagePack is not installed.
     TypeError: a leaf is of a type that cannot be written; a typed PRNG key,
       for instance, of which `jax.random.key_data` can.
-    ValueError: an array of objects, or of structured or raw (void) dtype.
+    ValueError: an array of objects, or of structured or raw (void) dtype, or
+      something else that would not come back as it is. An array of another
+      order of bytes comes back in the order of the machine.
 
   >>> import numpy as np
   >>> from_bytes({'a': None}, to_bytes({'a': np.arange(3)}))
@@ -414,7 +418,9 @@ def msgpack_serialize(pytree: Any, in_place: bool = False) -> bytes:
   Raises:
     ImportError: MessagePack is not installed.
     TypeError: a leaf is of a type that cannot be written.
-    ValueError: an array of objects, or of structured or raw (void) dtype.
+    ValueError: an array of objects, or of structured or raw (void) dtype, or
+      something else that would not come back as it is. An array of another
+      order of bytes comes back in the order of the machine.
 
   >>> msgpack_restore(msgpack_serialize({'a': [1, 2j, 'x']}))
   {'a': [1, 2j, 'x']}
@@ -423,6 +429,7 @@ def msgpack_serialize(pytree: Any, in_place: bool = False) -> bytes:
   if not in_place:
     pytree = jax.tree.map(lambda x: x, pytree)
   pytree = _to_numpy_in_place(pytree)
+  _check_writable(pytree, ())
   pytree = _chunk_array_leaves_in_place(pytree)
   return msgpack.packb(pytree, default=_ext_pack, strict_types=True)
 
@@ -440,15 +447,22 @@ def msgpack_restore(encoded_pytree: bytes) -> Any:
   Raises:
     ImportError: MessagePack is not installed.
     TypeError: not bytes.
+    MemoryError: there is not enough memory.
     ValueError: the bytes are cut off, damaged or of another format.
   """
   msgpack = _import_msgpack()
   size = memoryview(encoded_pytree).nbytes
   try:
     tree = msgpack.unpackb(
-      encoded_pytree, ext_hook=_ext_unpack, raw=False, strict_map_key=False
+      encoded_pytree,
+      ext_hook=_ext_unpack,
+      object_pairs_hook=_dict_of_pairs,
+      raw=False,
+      strict_map_key=False,
     )
     return _unchunk_array_leaves_in_place(tree)
+  except MemoryError:  # The bytes may be whole.
+    raise
   # What can go wrong in bytes made to do harm is open-ended (unhashable keys,
   # unknown dtypes, nesting beyond the recursion limit): it all means the same.
   except Exception as error:
@@ -472,7 +486,7 @@ def _import_msgpack() -> Any:
 
 
 def _reason(error: Exception) -> str:
-  text = str(error).rstrip('.')
+  text = short(str(error)).rstrip('.')
   return f'{type(error).__name__}: {text}' if text else type(error).__name__
 
 
@@ -482,6 +496,93 @@ class _Ext(enum.IntEnum):
   NDARRAY = 1
   NATIVE_COMPLEX = 2
   NPSCALAR = 3
+
+
+_PLAIN_KEYS = (str, bytes, int, float, bool, type(None))
+
+
+def _is_plain_key(key: Any) -> bool:
+  """Returns whether a key of a dict cannot be made to collide with others.
+
+  The time to read a dict of complex numbers, say, can be made to grow with the
+  square of its size.
+  """
+  return type(key) in _PLAIN_KEYS
+
+
+def _dict_of_pairs(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+  for key, _ in pairs:
+    if not _is_plain_key(key):
+      raise ValueError(f'a dict with a key of type {type(key).__name__}')
+  return dict(pairs)
+
+
+def _check_writable(x: Any, path: tuple[Any, ...]) -> None:
+  """Raises if a leaf or a key would not come back as it is."""
+  if type(x) is dict:
+    for key, value in x.items():
+      _check_writable_key(key, path)
+      _check_writable(value, (*path, key))
+  elif type(x) is list:
+    for number, value in enumerate(x):
+      _check_writable(value, (*path, number))
+  elif isinstance(x, (np.ndarray, np.generic, jax.Array)):
+    try:
+      _check_writable_array(x)
+    except ValueError as error:
+      raise ValueError(f'{error} {_at(path)}') from error
+  elif type(x) is int and not -(2**63) <= x < 2**64:
+    raise ValueError(
+      f'An integer of {x.bit_length()} bits; MessagePack has 64. Write it as'
+      f' text. {_at(path)}'
+    )
+  elif type(x) is str:
+    _check_text(x, path)
+
+
+def _check_writable_key(key: Any, path: tuple[Any, ...]) -> None:
+  if not _is_plain_key(key):
+    raise ValueError(
+      f'A dict has the key {short(key)} of type {type(key).__name__}. Write it'
+      f' under strings. {_at(path)}'
+    )
+  if key == _CHUNKED:
+    raise ValueError(
+      f'"{_CHUNKED}" is the mark of an array in pieces. Rename it. {_at(path)}'
+    )
+  if type(key) is str:
+    _check_text(key, path)
+
+
+def _check_text(text: str, path: tuple[Any, ...]) -> None:
+  try:
+    text.encode()
+  except UnicodeEncodeError as error:
+    raise ValueError(
+      f'The text {short(text)} cannot be encoded. {_at(path)}'
+    ) from error
+
+
+def _check_writable_array(x: Any) -> None:
+  if isinstance(x, np.ma.MaskedArray):
+    raise ValueError('A masked array: write its `data` and its `mask`.')
+  dtype = x.dtype
+  if dtype.hasobject or issubclass(dtype.type, np.void):
+    raise ValueError(
+      'Object and structured dtypes not supported for serialization of'
+      ' ndarrays. A npz file (`interop.checkpoints.save_npz`) holds fields; no'
+      ' file holds objects.'
+    )
+  native = dtype.newbyteorder('=')
+  if not dtype.itemsize or _dtype_from_name(dtype.name) != native:
+    raise ValueError(
+      f'The dtype {dtype} has no name by which it would come back. A npz file'
+      ' (`interop.checkpoints.save_npz`) may hold it.'
+    )
+
+
+def _at(path: tuple[Any, ...]) -> str:
+  return f'It is at "{short("/".join(map(str, path)))}".'
 
 
 def _ext_pack(x: Any) -> Any:
@@ -510,11 +611,6 @@ def _ext_unpack(code: int, data: bytes) -> Any:
 
 def _ndarray_to_bytes(arr: Any) -> bytes:
   arr = np.asarray(arr)
-  if arr.dtype.hasobject or arr.dtype.type is np.void:
-    raise ValueError(
-      'Object and structured dtypes not supported '
-      'for serialization of ndarrays.'
-    )
   # The name of a dtype does not tell the order of its bytes.
   arr = arr.astype(arr.dtype.newbyteorder('='), copy=False)
   return _import_msgpack().packb(
@@ -527,17 +623,18 @@ def _ndarray_from_bytes(data: bytes) -> np.ndarray:
   if not isinstance(shape, list) or not all(
     type(size) is int and size >= 0 for size in shape
   ):
-    raise ValueError(f'an array of shape {shape!r}')
+    raise ValueError(f'an array of shape {short(shape)}')
   dtype = _dtype_from_name(dtype_name.decode())
   # NumPy takes nothing from an empty buffer if the items have no size.
   items = np.frombuffer(buffer, dtype=dtype) if buffer else np.zeros(0, dtype)
+  check_content(items)
   return items.reshape(shape)
 
 
 def _dtype_from_name(name: str) -> np.dtype:
   """Reads the names that NumPy gives to dtypes, and nothing more."""
   if not re.fullmatch(r'[a-z][a-z0-9_]*(\[\w+\])?', name):
-    raise ValueError(f'a dtype of name {name!r}')
+    raise ValueError(f'a dtype of name {short(name)}')
   # NumPy does not read its own names of strings.
   text = re.fullmatch(r'(str|bytes)(\d+)', name)
   if text and text[1] == 'str':
@@ -545,8 +642,8 @@ def _dtype_from_name(name: str) -> np.dtype:
   if text:
     return np.dtype(f'S{int(text[2]) // 8}')
   dtype = jnp.dtype(name)
-  if dtype.hasobject:
-    raise ValueError('an array of objects')
+  if dtype.hasobject or issubclass(dtype.type, np.void):
+    raise ValueError('an array of objects or of fields')
   return dtype
 
 

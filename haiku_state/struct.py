@@ -14,7 +14,7 @@ from typing import Any, TypeVar, dataclass_transform, overload
 
 import jax
 
-from haiku_state import serialization
+from haiku_state import export, serialization
 
 __all__ = ['PyTreeNode', 'dataclass', 'field']
 
@@ -106,6 +106,9 @@ def dataclass(clz: Any = None, **kwargs: Any) -> Any:
     functools.partial(_from_state_dict, children),
   )
   setattr(data_clz, _MARK, True)
+  if clz.__module__.partition('.')[0] == __name__.partition('.')[0]:
+    # Those of others are theirs to register: JAX refuses to do it twice.
+    export.register(data_clz)
   return data_clz
 
 

@@ -26,6 +26,8 @@ from typing import (
 import jax
 import jax.numpy as jnp
 
+from haiku_state import export
+
 _T = TypeVar('_T')
 _HashableK = TypeVar('_HashableK', bound=Hashable)
 _HashableV = TypeVar('_HashableV', bound=Hashable)
@@ -189,6 +191,7 @@ jax.tree_util.register_pytree_with_keys(
   lambda _, children: PytreeDeque(children),
   lambda xs: (xs, ()),
 )
+export.register(PytreeDeque)
 
 
 class Missing:

@@ -18,22 +18,25 @@ ROOT = pathlib.Path(haiku_state.__file__).parent
 
 # A module imports, when it is imported itself, only what stands before it.
 LAYERS = {
-  'words': 'errors configurations typing ids',
+  'words': 'errors configurations export typing ids _plain_arrays',
   'trees': 'serialization struct core.frozen_dict traverse_util cursor',
   'arrays': 'jax_utils io traceback_util',
   'below the scope': """
-    core.filters core.tracers core.keys core.meta core.partial_eval core.spmd
-    core._fingerprint core._shapes core._initial core.axes_scan core._haiku core._store core._suspended core._run""",
+    core._haiku core._haiku_words core._initializers core.filters core.tracers
+    core.keys core.meta core.partial_eval core.spmd core._fingerprint
+    core._shapes core._initial core.axes_scan core._place core._store
+    core._out_of_reach core._run""",
   'scope': 'core.scope core.variables',
   'lift': """
     core._lift core._lift.packing core._lift.autodiff core._lift.caching
     core._lift.collections core._lift.mapping core._lift.control core.lift""",
   'core': 'core',
   'module': """
-    linen.kw_only_dataclasses linen._module linen._module.context
-    linen._module.fields linen._module.haiku_binding linen._module.repr
-    linen._module.state linen._module.submodules linen._module.methods
-    linen._module.metaclass linen._module.calls linen._module.arguments
+    linen.kw_only_dataclasses linen._module linen._module.state
+    linen._module.base linen._module.context linen._module.fields
+    linen._module.submodules linen._module.haiku_names linen._module.binding
+    linen._module.threads linen._module.methods linen._module.metaclass
+    linen._module.calls linen._module.repr linen._module.arguments
     linen._module.sharing linen.module""",
   'transforms': 'linen._module.lifting linen.transforms',
   'layers': """
@@ -58,11 +61,13 @@ LAYERS = {
     optim.adam optim.dynamic_scale optim.lamb optim.lars optim.momentum
     optim.rmsprop optim.sgd optim.weight_norm optim""",
   'interop': """
-    interop._leaves interop.batch_norm interop.layers interop.weights
+    interop._plain interop._pickles interop._npz interop._safetensors
+    interop._leaves interop._units interop.batch_norm interop.layers
+    interop.weights
     interop.checkpoints
     interop.trees interop.functions interop.comparison interop""",
   'port': """
-    port._names port._documents port._expects port._hook port._rewrite
+    port._names port._documents port._uses port._expects port._hook port._rewrite
     port._port port._startup port._startup.sitecustomize port._run
     port._explain port._cli port __main__""",
   'all': 'haiku_state',
@@ -93,11 +98,13 @@ APART = {
 # All files that know Haiku.
 KNOWS_HAIKU = {
   'core._haiku',
+  'core._haiku_words',
   'core._run',
   'interop.comparison',
   'interop.functions',
   'linen.module',
-  'linen._module.haiku_binding',
+  'linen._module.binding',
+  'linen._module.haiku_names',
   'linen._module.metaclass',
   'linen._module.methods',
 }

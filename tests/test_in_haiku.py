@@ -637,11 +637,7 @@ def test_methods_of_one_module_share_its_parameters():
     tied = Tied()
     return lambda ids: tied.decode(tied.encode(ids)), (tied.encode, tied.decode)
 
-  f = (
-    hk.without_state(hk.multi_transform_with_state(build))
-    if False
-    else (hk.multi_transform_with_state(build))
-  )
+  f = hk.multi_transform_with_state(build)
   params, state = f.init(KEY, jnp.arange(3))
   assert set(params) == {'tied/embed'}
   x, _ = f.apply[0](params, state, None, jnp.arange(3))
@@ -773,26 +769,6 @@ def test_missing_parameter_in_a_haiku_function_is_named():
 
 
 # --- Names -------------------------------------------------------------------
-
-
-def test_modules_are_named_as_haiku_names_its_own():
-  class OneByOne(hk.Module):
-    def __init__(self):
-      super().__init__()
-      self.made_in_constructor = nn.Dense(1)
-
-    def __call__(self, x):
-      x = nn.Dense(2)(x)
-      x = nn.Dense(2)(x)
-      return self.made_in_constructor(nn.Dense(2, name='named')(x))
-
-  f = hk.transform(lambda x: OneByOne()(x))
-  assert set(f.init(KEY, X)) == {
-    'one_by_one/dense',
-    'one_by_one/dense_1',
-    'one_by_one/named',
-    'one_by_one/dense_2',
-  }
 
 
 def test_second_call_of_a_module_shares_its_parameters():

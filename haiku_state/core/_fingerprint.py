@@ -9,6 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from haiku_state.core import _haiku
+
 
 class Unknown(Exception):
   """Nothing that can be kept says what the value is."""
@@ -47,6 +49,8 @@ def fingerprint(x: Any) -> Any:
     )
   if isinstance(x, jax.sharding.PartitionSpec):
     return x
+  if isinstance(x, _haiku.INITIALIZERS):
+    return kind, fingerprint(vars(x))
   raise Unknown
 
 

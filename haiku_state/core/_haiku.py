@@ -10,6 +10,8 @@ values of the run live in Haiku's frame, under these names::
 `path` is joined by `/` and begins with the name of the root, which the nested
 form does not show. Haiku accepts identifiers as names of modules, Flax accepts
 every string, so what is no identifier is escaped: `layer-1` is `layer_0x2d_1`.
+The other way Haiku's dictionaries may have names that no escaping makes: these
+are marked, `layer-1` there is `haiku:layer-1` here.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ import ast
 import functools
 import os
 import re
-from collections.abc import Callable, Mapping
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import haiku as hk
@@ -41,7 +45,48 @@ Bundles = Any
 # collection of this name.
 HAIKU_COLLECTION = 'state'
 
-_MAPPINGS = (dict, FrozenDict)
+
+# Asked of the type, and once for each: asked of every value, an abstract class
+# costs more than all else that is done with the value.
+@functools.lru_cache(maxsize=1024)
+def _is_mapping_type(cls: type) -> bool:
+  return issubclass(cls, Mapping)
+
+
+def is_level(value: Any) -> bool:
+  """Returns whether a value in a variables dict is a level of names.
+
+  That is a mapping of any type: a dict, a FrozenDict of whichever library,
+  Haiku's FlatMap, a `types.MappingProxyType`.
+  """
+  return _is_mapping_type(type(value))
+
+
+def with_own_levels(tree: Any) -> Any:
+  """Returns a tree whose levels are dicts and FrozenDicts of ours.
+
+  Args:
+    tree: levels and values.
+
+  Returns:
+    The tree itself if its levels are that already; else with dicts in place of
+    mappings of other types, and of what holds them.
+  """
+  if isinstance(tree, FrozenDict):
+    own = with_own_levels(tree._dict)
+    return tree if own is tree._dict else FrozenDict(own)
+  if not is_level(tree):
+    return tree
+  own = {name: with_own_levels(value) for name, value in tree.items()}
+  if isinstance(tree, dict) and all(own[n] is x for n, x in tree.items()):
+    return tree
+  return own
+
+
+# The classes of Haiku's initializers, which take a shape and a dtype.
+INITIALIZERS = tuple(
+  x for x in vars(hk.initializers).values() if isinstance(x, type)
+)
 
 # --- Names -------------------------------------------------------------------
 
@@ -49,9 +94,18 @@ _MAPPINGS = (dict, FrozenDict)
 # no string but the number 1, by its repr: variables may be dicts with such keys.
 _LITERAL = '_0xr'
 _TOKEN = re.compile(r'_0x([0-9a-f]*)_')
-# A raw underscore that would begin a token is itself escaped.
+# A raw underscore that would begin a token is itself escaped. A parameter may
+# have any name in Haiku; the name of state tells its collection before a `:`.
 _UNSAFE_IN_MODULE = re.compile(r'[^A-Za-z0-9_]|_(?=0x)|^[0-9]')
-_UNSAFE_IN_KEY = re.compile(r'[:/]|_(?=0x)')
+_UNSAFE_IN_PARAM = re.compile(r'_(?=0x)')
+_UNSAFE_IN_STATE = re.compile(r':|_(?=0x)')
+
+# A name in Haiku's dictionaries that stands for none of ours is shown as it is
+# behind this. So each name there has one here and each here one there: a name
+# of ours that begins so is escaped if what follows does stand for one.
+RAW = 'haiku:'
+# The same for the whole name of a module that does not lie below the root.
+OUTSIDE = 'haiku:/'
 
 
 def _token(match: re.Match[str]) -> str:
@@ -66,90 +120,269 @@ def _escape_literal(name: Any) -> str:
   """Returns what stands for a name that is no string: a number, say.
 
   Raises:
-    TypeError: nothing could tell from the text of the name what it was.
+    TypeError: nothing could tell from the text of the name what it was, or it
+      is long.
   """
-  text = repr(name)
+  text = repr(_as_one(name))
   try:
     # None is what a collection without variables has in place of a name.
-    is_same = name is not None and ast.literal_eval(text) == name
+    is_same = name is not None and _literal(text) == name
   except (SyntaxError, ValueError):
     is_same = False
   if not is_same:
     raise TypeError(
-      f'A variable is a dict with the key {text} of type'
+      f'A variable is a dict with the key {text[:99]} of type'
       f' {type(name).__name__}. Keys must be strings, numbers, or tuples of'
       ' those: store the dict under other keys.'
     )
   return f'{_LITERAL}{text.encode().hex()}_'
 
 
-@functools.lru_cache(maxsize=65536)
-def escape_module(name: Any) -> str:
-  """Returns the component of a Haiku module name that stands for `name`."""
+def _as_one(name: Any) -> Any:
+  """Returns one of all names that are equal: `True` and `1.0` are the key `1`."""
+  if isinstance(name, tuple):
+    return tuple(map(_as_one, name))
+  if isinstance(name, (bool, float)) and name == name // 1:
+    return int(name)
+  return name
+
+
+# Python's parser can fail on long texts in ways that end the process.
+_MAX_LITERAL = 999
+
+
+def _literal(text: str) -> Any:
+  if len(text) > _MAX_LITERAL:
+    raise ValueError('too long')
+  return ast.literal_eval(text)
+
+
+def _escape(name: Any, unsafe: re.Pattern[str]) -> str:
   if not isinstance(name, str):
     return _escape_literal(name)
-  if not name:
-    return '_0x_'
+  return unsafe.sub(_token, name) if name else '_0x_'
+
+
+def _escape_component(name: Any) -> str:
   # Haiku puts `~` before names that come from a constructor or a method.
-  tilde = name[0] == '~' and (len(name) == 1 or name[1] in _WORD_START)
-  head, rest = ('~', name[1:]) if tilde else ('', name)
-  return head + _UNSAFE_IN_MODULE.sub(_token, rest)
+  if isinstance(name, str) and name[:1] == '~':
+    if len(name) == 1 or name[1] in _WORD_START:
+      return '~' + _UNSAFE_IN_MODULE.sub(_token, name[1:])
+  return _escape(name, _UNSAFE_IN_MODULE)
 
 
 _WORD_START = frozenset('abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_')
 
 
+def _unescaped(text: str) -> Any:
+  """Returns the name that an escaped text stands for, None if there is none."""
+  try:
+    if not text.startswith(_LITERAL):
+      return _TOKEN.sub(_untoken, text)
+    literal = bytes.fromhex(text[len(_LITERAL) : -1]).decode()
+    name = _literal(literal)
+    hash(name)
+    return name
+  # The text may be made to do harm: any of these it can cause.
+  except (
+    *(ValueError, SyntaxError, TypeError, OverflowError),
+    *(MemoryError, RecursionError),
+  ):
+    return None
+
+
+def _stands_for(text: str, escape: Callable[[Any], str]) -> Any:
+  """Returns the name that is escaped as this text, None if there is none."""
+  name = _unescaped(text)
+  if name is None:
+    return None
+  try:
+    return name if escape(name) == text else None
+  except (TypeError, ValueError):
+    return None
+
+
+def _raw_part(name: Any) -> str | None:
+  """Returns what follows the mark of a raw name; None without one."""
+  if isinstance(name, str) and name.startswith(RAW):
+    return name[len(RAW) :]
+  return None
+
+
+# Modules
+
+
+def _component_name(text: str) -> Any:
+  """Returns the name that a component stands for, None if there is none."""
+  name = _stands_for(text, _escape_component)
+  # Each turn at least halves the text: escapes of escapes grow so.
+  rest = _raw_part(name)
+  return name if rest is None or not _is_raw_component(rest) else None
+
+
+def _is_raw_component(text: str) -> bool:
+  # A component has no `/`.
+  return '/' not in text and _component_name(text) is None
+
+
+@functools.lru_cache(maxsize=65536)
+def escape_module(name: Any) -> str:
+  """Returns the component of a Haiku module name that stands for `name`."""
+  rest = _raw_part(name)
+  if rest is not None and _is_raw_component(rest):
+    return rest
+  return _escape_component(name)
+
+
+@functools.lru_cache(maxsize=65536)
+def unescape_module(text: str) -> Any:
+  """Returns the name that a component of a Haiku module name stands for."""
+  name = _component_name(text)
+  return RAW + text if name is None else name
+
+
+# Parameters
+
+
+def _escape_param(name: Any) -> str:
+  return _escape(name, _UNSAFE_IN_PARAM)
+
+
+def _is_raw_key(text: str) -> bool:
+  # Nothing in the mark is escaped, so it does not matter how often it is there.
+  return _stands_for(_MARKS.sub('', text), _escape_param) is None
+
+
+_MARKS = re.compile(f'^(?:{RAW})+')
+
+
 @functools.lru_cache(maxsize=65536)
 def escape_key(name: Any) -> str:
-  """Returns the key of a bundle that stands for the variable `name`."""
-  if not isinstance(name, str):
-    return _escape_literal(name)
-  return _UNSAFE_IN_KEY.sub(_token, name) if name else '_0x_'
-
-
-def unescape(name: str) -> Any:
-  """Returns the name that `escape_module` or `escape_key` was given."""
-  if name.startswith(_LITERAL):
-    return ast.literal_eval(bytes.fromhex(name[len(_LITERAL) : -1]).decode())
-  return _TOKEN.sub(_untoken, name)
+  """Returns the key of a bundle that stands for the parameter `name`."""
+  rest = _raw_part(name)
+  if rest is not None and _is_raw_key(rest):
+    return rest
+  return _escape_param(name)
 
 
 @functools.lru_cache(maxsize=65536)
-def state_key(col: str, name: str) -> str:
-  """Returns the key, in a bundle of state, of a variable of a collection."""
+def unescape_key(text: str) -> Any:
+  """Returns the name that a key of a bundle of parameters stands for."""
+  return RAW + text if _is_raw_key(text) else _unescaped(text)
+
+
+# State
+
+
+def _escape_state(col: Any, name: Any) -> str:
   if col == HAIKU_COLLECTION:
-    return escape_key(name)
-  return f'{escape_key(col)}:{escape_key(name)}'
+    return _escape(name, _UNSAFE_IN_STATE)
+  if col == 'params':
+    return _SET_PARAM + _escape(name, _UNSAFE_IN_STATE)
+  return f'{_escape(col, _UNSAFE_IN_STATE)}:{_escape(name, _UNSAFE_IN_STATE)}'
+
+
+def _state_name(key: str) -> tuple[str, Any] | None:
+  """Returns the collection and the name that a key of state stands for."""
+  of_collection, colon, of_name = key.rpartition(':')
+  col = _unescaped(of_collection) if colon else HAIKU_COLLECTION
+  name = _unescaped(of_name)
+  if not isinstance(col, str) or name is None:
+    return None
+  try:
+    if _escape_state(col, name) != key:
+      return None
+  except (TypeError, ValueError):
+    return None
+  rest = _raw_part(name) if not colon else None
+  if rest is not None and _state_name(rest) is None:
+    return None
+  return col, name
 
 
 @functools.lru_cache(maxsize=65536)
-def _split_state_key(key: str) -> tuple[str, str | None]:
-  """Returns collection and name; no name stands for the collection itself."""
+def state_key(col: str, name: Any) -> str:
+  """Returns the key, in a bundle of state, of a variable of a collection."""
+  rest = _raw_part(name) if col == HAIKU_COLLECTION else None
+  if rest is not None and _state_name(rest) is None:
+    return rest
+  return _escape_state(col, name)
+
+
+def is_own_state(key: str) -> bool:
+  """Returns whether a key of state is one of Haiku's own modules."""
+  return ':' not in key
+
+
+def param_of_state(key: str) -> str | None:
+  """Returns the key of a parameter that is kept as state, None for others."""
   col, colon, name = key.rpartition(':')
-  if not colon:
-    return HAIKU_COLLECTION, unescape(name)
-  return unescape(col), unescape(name) if name else None
+  return name if colon and col == 'params' and name else None
 
 
 @functools.lru_cache(maxsize=65536)
-def _split_path(bundle: str, root: str) -> tuple[str, ...]:
+def split_state_key(key: str) -> tuple[str, Any]:
+  """Returns the collection and the name of a key in a bundle of state."""
+  return _state_name(key) or (HAIKU_COLLECTION, RAW + key)
+
+
+# During a run, a parameter that was set is in the state: Haiku does not let its
+# parameters be set. Two colons are in no other key that we make.
+_SET_PARAM = 'params::'
+
+
+@functools.lru_cache(maxsize=65536)
+def _split_key_of_run(key: str) -> tuple[str, Any]:
+  """Returns `split_state_key`, or the name of a parameter that was set."""
+  if key.startswith(_SET_PARAM):
+    name = _unescaped(key[len(_SET_PARAM) :])
+    if name is not None and _escape_state('params', name) == key:
+      return 'params', name
+  return split_state_key(key)
+
+
+def _empty_key(col: str) -> str:
+  """Returns the key, in the root's bundle, of a collection without variables."""
+  return f'{_escape(col, _UNSAFE_IN_STATE)}:'
+
+
+def _empty_collection(key: str, value: Any) -> str | None:
+  """Returns the collection of which a key says that it is there."""
+  if not key.endswith(':') or not is_level(value) or value:
+    return None
+  col = _unescaped(key[:-1])
+  is_one = isinstance(col, str) and col != 'params' and _empty_key(col) == key
+  return col if is_one else None
+
+
+# Paths
+
+
+@functools.lru_cache(maxsize=65536)
+def _split_path(bundle: str, root: str) -> tuple[Any, ...]:
   """Returns the names from the root to a bundle."""
+  names = _names_below(bundle, root)
+  # What is not below the root has one name, for all of its path.
+  return (OUTSIDE + bundle,) if names is None else names
+
+
+def _names_below(bundle: str, root: str) -> tuple[Any, ...] | None:
+  """Returns the names from the root to a bundle, None if none stand for it."""
   if bundle == root:
     return ()
-  if bundle.startswith(root + '/'):
-    return tuple(unescape(c) for c in bundle[len(root) + 1 :].split('/'))
-  # A module with a forced name lies outside the root: one absolute component.
-  return ('/' + bundle,)
+  if not bundle.startswith(root + '/'):
+    return None
+  parts = bundle[len(root) + 1 :].split('/')
+  names = tuple(unescape_module(part) for part in parts)
+  return None if len(names) == 1 and _is_outside(names[0], root) else names
 
 
-def _is_absolute(name: str, value: Mapping[str, Any], root: str) -> bool:
-  """Returns whether a name at the root is what `_split_path` made absolute."""
-  bundle = name[1:]
+def _is_outside(name: Any, root: str) -> bool:
+  """Returns whether a name at the root is that of a bundle outside of it."""
   return (
-    name.startswith('/')
-    and bundle != root
-    and not bundle.startswith(root + '/')
-    and not any(isinstance(v, _MAPPINGS) for v in value.values())
+    isinstance(name, str)
+    and name.startswith(OUTSIDE)
+    and _names_below(name[len(OUTSIDE) :], root) is None
   )
 
 
@@ -212,33 +445,53 @@ def spread(
     else:
       target, key = state, functools.partial(state_key, col)
       if not tree:
-        state.setdefault(root, {})[f'{escape_key(col)}:'] = {}
-    _spread_level(tree, root, target, key, node, root, params)
+        state.setdefault(root, {})[_empty_key(col)] = {}
+    _spread_level(tree, root, root, target, key, node, root, params)
   return params, state, names
 
 
-def _spread_level(tree, path, target, key, node, root, params) -> None:
-  """Puts the leaves of one level into their bundle, and goes below."""
+def _spread_level(tree, path, place, target, key, node, root, params) -> None:
+  """Puts the leaves of one level into their bundle, and goes below.
+
+  Args:
+    tree: the level.
+    path: the bundle of what lies below it.
+    place: the bundle of its leaves: the same, but for those outside of the root.
+    target: the bundles.
+    key: a function from names to keys.
+    node: the level of the tree of names.
+    root: the Haiku name of the root module.
+    params: the bundles of parameters.
+  """
   bundle = None
   for name, value in tree.items():
-    if isinstance(value, _MAPPINGS) and value:
+    if _is_mapping_type(type(value)) and value:
       child = node[name] = type(node)()
-      if path == root and _is_absolute(name, value, root):
-        below = name[1:]
-      else:
-        below = f'{path}/{escape_module(name)}'
-      _spread_level(value, below, target, key, child, root, params)
+      below = leaves = f'{path}/{escape_module(name)}'
+      if path == root and _is_outside(name, root):
+        leaves = name[len(OUTSIDE) :]
+      _spread_level(value, below, leaves, target, key, child, root, params)
     else:
       # An empty dict is a leaf: Haiku's two levels cannot show it otherwise.
       if bundle is None:
-        bundle = target.setdefault(path, {})
+        bundle = target.setdefault(place, {})
       bundle[key(name)] = value
-      if isinstance(value, _MAPPINGS):
+      if _is_mapping_type(type(value)):
         node[name] = type(node)()
+        if place == root and target is not params:
+          _check_no_mark(key(name), value, name)
       elif target is params:
         node[name] = NONE if value is None else True
       else:
         node[name] = ARRAY if isinstance(value, jax.Array) else True
+
+
+def _check_no_mark(key: str, value: Any, name: Any) -> None:
+  if _empty_collection(key, value) is not None:
+    raise ValueError(
+      f'The empty dict "{name}" of the collection "{HAIKU_COLLECTION}" would be'
+      f' read back as the collection "{key[:-1]}". Rename it.'
+    )
 
 
 def from_haiku(
@@ -265,8 +518,8 @@ def from_haiku(
     path = _split_path(bundle, root)
     level = _level(variables.setdefault('params', {}), path, bundle)
     for key, value in values.items():
-      _place(level, unescape(key), value, bundle)
-  gather_state(variables, state, root, lambda col: True)
+      _place(level, unescape_key(key), value, bundle)
+  _gather(variables, state, root, lambda col: True, split_state_key)
   return variables
 
 
@@ -276,19 +529,25 @@ def gather_state(
   root: str,
   wanted: Callable[[str], bool],
 ) -> None:
-  """Adds the state of the wanted collections to a variables dict."""
+  """Adds what the wanted collections have in the state of a run."""
+  _gather(variables, state, root, wanted, _split_key_of_run)
+
+
+def _gather(variables, state, root, wanted, split) -> None:
   chosen: dict[str, bool] = {}
   for bundle, values in state.items():
     levels: dict[str, dict[str, Any]] = {}
     for key, value in values.items():
-      col, name = _split_state_key(key)
+      empty = bundle == root and _empty_collection(key, value)
+      if isinstance(empty, str):
+        if wanted(empty):
+          variables.setdefault(empty, {})
+        continue
+      col, name = split(key)
       keep = chosen.get(col)
       if keep is None:
         keep = chosen[col] = wanted(col)
       if not keep:
-        continue
-      if name is None:
-        variables.setdefault(col, {})
         continue
       level = levels.get(col)
       if level is None:
@@ -300,12 +559,12 @@ def gather_state(
 
 def place_of(
   root: str, path: str, key: str, is_param: bool
-) -> tuple[str, tuple[str, ...], str | None]:
+) -> tuple[str, tuple[Any, ...], Any]:
   """Returns the collection, the names from the root, and the name of a key."""
   names = _split_path(path, root)
   if is_param:
-    return 'params', names, unescape(key)
-  col, name = _split_state_key(key)
+    return 'params', names, unescape_key(key)
+  col, name = _split_key_of_run(key)
   return col, names, name
 
 
@@ -323,7 +582,7 @@ def _level(tree: dict[str, Any], path: tuple[str, ...], bundle: str):
 
 def _place(level: dict[str, Any], name: str, value: Any, bundle: str) -> None:
   """Puts a leaf into its level; an empty dict only makes sure of its place."""
-  if isinstance(value, _MAPPINGS) and not value:
+  if is_level(value) and not value:
     level.setdefault(name, {})
   elif isinstance(level.get(name), dict) and level[name]:
     raise _both(name, bundle)
@@ -474,11 +733,73 @@ def get_or_make_param(path: str, key: str, shape: Any, dtype: Any, make) -> Any:
   return at(path, hk.get_parameter, key, shape, dtype, make)
 
 
+class _LateShape(Sequence):
+  """The shape of a value of state, found when somebody looks at it.
+
+  Haiku wants shape and dtype before it looks for the value, to tell custom
+  getters of them. To find them takes a look at all state: that is for getters
+  to pay that ask, and few do.
+  """
+
+  __slots__ = ('path', 'key')
+
+  def __init__(self, path: str, key: str):
+    self.path, self.key = path, key
+
+  def now(self) -> tuple[int, ...] | None:
+    return getattr(_raw_state(self.path, self.key), 'shape', None)
+
+  def __getitem__(self, index):
+    return (self.now() or ())[index]
+
+  def __len__(self) -> int:
+    return len(self.now() or ())
+
+  def __eq__(self, other: Any) -> bool:
+    return self.now() == (tuple(other) if isinstance(other, list) else other)
+
+  __hash__ = None  # type: ignore[assignment]
+
+  def __repr__(self) -> str:
+    return repr(self.now())
+
+
+class _LateDtype:
+  """The dtype of a value of state, for whatever takes what has a dtype."""
+
+  __slots__ = ('path', 'key')
+
+  def __init__(self, path: str, key: str):
+    self.path, self.key = path, key
+
+  @property
+  def dtype(self) -> Any:
+    return np.dtype(dtype_of(_raw_state(self.path, self.key)))
+
+  def __eq__(self, other: Any) -> bool:
+    return self.dtype == other
+
+  __hash__ = None  # type: ignore[assignment]
+
+  def __repr__(self) -> str:
+    return repr(self.dtype)
+
+
+def _raw_state(path: str, key: str) -> Any:
+  """Returns the current value of state, which no getter has seen."""
+  return hk.get_current_state()[path][key]
+
+
+@functools.lru_cache(maxsize=65536)
+def _late(path: str, key: str) -> tuple[_LateShape, Any]:
+  return _LateShape(path, key), _LateDtype(path, key)
+
+
 def read_state(path: str, key: str) -> Any:
   """Returns the current value of state; it must be there."""
   if hk.current_name() == path:
-    return hk.get_state(key)
-  return at(path, hk.get_state, key)
+    return hk.get_state(key, *_late(path, key))
+  return at(path, hk.get_state, key, *_late(path, key))
 
 
 def find_state(path: str, key: str) -> Any:
@@ -527,14 +848,16 @@ def frame_variables(root: str) -> dict[str, Any]:
   params, names = hk.get_params(), hk.get_current_state()
   # Inside of `hk.scan` and the like the values there are those from outside.
   state = {
-    path: at(path, _current_values, bundle)
+    path: at(path, _current_values, path, bundle)
     for path, bundle in below(names, root).items()
   }
-  return from_haiku(below(params, root), state, root)
+  variables = from_haiku(below(params, root), {}, root)
+  gather_state(variables, state, root, lambda col: True)
+  return variables
 
 
-def _current_values(names: Any) -> dict[str, Any]:
-  return {key: hk.get_state(key) for key in names}
+def _current_values(path: str, names: Any) -> dict[str, Any]:
+  return {key: read_state(path, key) for key in names}
 
 
 def is_below(path: str, root: str) -> bool:
@@ -561,11 +884,82 @@ def frame_is_current() -> bool:
   return True
 
 
+# --- What lasts as long as a run ---------------------------------------------
+
+
+class _Noted(NamedTuple):
+  """What was noted in a run.
+
+  Attributes:
+    held: what Haiku holds until the run is over; None in a run of ours, which
+      takes its notes away itself.
+    initializing: whether it is a run of `init`.
+    notes: what was noted.
+  """
+
+  held: Any
+  initializing: bool
+  notes: dict[Any, Any]
+
+  def is_over(self) -> bool:
+    """Returns whether Haiku's run has ended."""
+    return self.held is not None and _references(self) == _ONE_REFERENCE
+
+
+def _references(noted: _Noted) -> int:
+  return sys.getrefcount(noted.held)
+
+
+_ONE_REFERENCE = _references(_Noted(object(), False, {}))
+
+
+class _Notes(threading.local):
+  """The runs of this thread that noted something, the innermost last."""
+
+  def __init__(self) -> None:
+    self.runs: list[_Noted] = []
+
+
+_notes = _Notes()
+
+
+# Forced, so that no other name is counted after it.
+_RUN_NAME = hk.force_name('haiku_state_run')
+
+
+def notes_of_run() -> dict[Any, Any]:
+  """Returns a dict that is the same one during one run, of Haiku's or of ours.
+
+  Haiku shows no identity of a run. It keeps what updates the state of a lifted
+  function until the run is over, to see whether that was used.
+
+  A run inside of another one, of the same kind, that asks first after that has,
+  gets the dict of the other. So does a run after one that failed, as long as its
+  traceback is kept.
+  """
+  runs = _notes.runs
+  while runs and runs[-1].is_over():
+    runs.pop()
+  initializing = hk.running_init()
+  if not runs or runs[-1].initializing != initializing:
+    _, updater = hk.lift_with_state(lambda: ({}, {}), name=_RUN_NAME)
+    updater.ignore_update()
+    runs.append(_Noted(updater, initializing, {}))
+  return runs[-1].notes
+
+
 # --- One run -----------------------------------------------------------------
 
 
 def _call(body: Callable[[], Any]) -> Any:
-  return body()
+  """Calls what runs, with notes of its own."""
+  runs = _notes.runs
+  before = len(runs)
+  runs.append(_Noted(None, hk.running_init(), {}))
+  try:
+    return body()
+  finally:
+    del runs[before:]
 
 
 _RUN = hk.transform_with_state(_call)
@@ -608,16 +1002,14 @@ def run_init(
   def noting_creator(
     next_creator: Any, shape, dtype, init, context: Any, is_param: bool
   ):
-    path, _, key = context.full_name.rpartition('/')
-    note(path, key, is_param)
+    note(*_place_and_key(context), is_param)
     try:
       return next_creator(shape, dtype, init)
     finally:
       _release(next_creator)
 
   def noting_setter(next_setter, value, context):
-    path, _, key = context.full_name.rpartition('/')
-    note(path, key, False)
+    note(*_place_and_key(context), False)
     try:
       return next_setter(value)
     finally:
@@ -643,6 +1035,12 @@ def run_init(
   return out, made, last_state, first_state
 
 
+def _place_and_key(context: Any) -> tuple[str, str]:
+  """Returns the module and the key; Haiku lets a key have a `/`."""
+  path = hk.current_name()
+  return path, context.full_name[len(path) + 1 :]
+
+
 def _put_params(bundle: Mapping[str, Any]) -> None:
   for key, value in bundle.items():
     if value is not None:
@@ -652,6 +1050,21 @@ def _put_params(bundle: Mapping[str, Any]) -> None:
 def _put_state(bundle: Mapping[str, Any]) -> None:
   for key, value in bundle.items():
     hk.set_state(key, value)
+
+
+def apart(rng: Any, fn: Callable[[], Any]) -> Any:
+  """Calls a function where Haiku's keys are those of a key, and no others.
+
+  Args:
+    rng: the key.
+    fn: the function. What it makes of parameters and state is gone afterwards.
+
+  Returns:
+    What it returns.
+  """
+  out: list[Any] = []
+  _RUN.init(haiku_rng(rng), lambda: out.append(fn()))
+  return out[0]
 
 
 def haiku_rng(rng: jax.Array) -> jax.Array:

@@ -23,7 +23,8 @@ from haiku_state.core._fingerprint import Unknown, fingerprint
 _MAX_KEPT = 8192
 # By what the initializer and its arguments are made of; None if that may be
 # impure.
-_programs: dict[Any, Callable[..., Any] | None] = {}
+_programs: dict[Any, Any] = {}
+_MISSING = object()
 
 
 def initial_value(
@@ -72,10 +73,12 @@ def _program(init_fn, args, kwargs) -> Callable[..., Any] | None:
   try:
     # What a raw key means, JAX does not note with a program that it keeps.
     key = fingerprint(wanted), keys.raw_key_impl()
-    if key in _programs:
-      return _programs[key]
+    # Another thread may clear what is kept between two looks.
+    program = _programs.get(key, _MISSING)
   except (Unknown, TypeError):
     return None
+  if program is not _MISSING:
+    return program
   if len(_programs) >= _MAX_KEPT:
     _programs.clear()
   program = _traced_once(*wanted) if _is_known(wanted) else None

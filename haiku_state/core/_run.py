@@ -1,83 +1,103 @@
-"""One run: the variables of a root scope, in a dict or in Haiku's frame.
+"""One run: the variables of a root in a dict, or in Haiku's frame.
 
 Between runs the variables are at rest in a dict. `execute` spreads them over
-Haiku's frame, calls a function, and gathers what may have changed.
+Haiku's frame, calls a function, and gathers what may have changed. What goes on
+goes on in one thread: where the variables are now is a question that each
+thread answers for itself.
 """
 
 from __future__ import annotations
 
-import functools
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import haiku as hk
 import jax
 import jax.core
-import jax.numpy as jnp
 
 from haiku_state.core import _haiku, tracers
+from haiku_state.core._out_of_reach import OutOfReach
+from haiku_state.core._place import Place
 from haiku_state.core._store import AtRest, InHaiku, InRun, Store
-from haiku_state.core._suspended import Suspended
-from haiku_state.core.filters import in_filter
+from haiku_state.core.filters import CollectionFilter, in_filter
 
-if TYPE_CHECKING:
-  from haiku_state.core.scope import Scope
+
+class _Thread(threading.local):
+  """What goes on in this thread.
+
+  Attributes:
+    stores: where the variables of each run are that goes on here, by the run.
+    entered: what was taken into the frames of the runs, the innermost last.
+    token: an object that no other thread has, not even one that comes after.
+  """
+
+  def __init__(self) -> None:
+    self.stores: dict[Run, Store] = {}
+    self.entered: list[list[_Entered]] = []
+    self.token = object()
+
+
+_thread = _Thread()
 
 
 class Run:
-  """What all scopes of one root share.
+  """What all scopes of one root share: a description, the same in all threads.
 
   Attributes:
-    store: where the variables are now.
-    haiku_root: the Haiku name of the root.
-    adopted: copies of modules from outside, by the id of the original.
+    root: the place of the root.
+    resting: where the variables are while no run goes on.
+    owner: of variables that are used in one run only, the run that goes on;
+      other threads of its making see them through it.
   """
 
-  __slots__ = ('store', 'haiku_root', 'adopted', '_is_recorded', '_depth')
+  __slots__ = ('root', 'resting', 'owner', '_depth')
 
-  def __init__(self, store: Store, haiku_root: str):
-    self.store = store
-    self.haiku_root = haiku_root
-    self.adopted: weakref.WeakValueDictionary[Any, Any] = (
-      weakref.WeakValueDictionary()
-    )
-    self._is_recorded: bool | None = None
-    self._depth = len(_active.runs)
-
-  @property
-  def is_at_rest(self) -> bool:
-    """Whether no run is going on."""
-    return type(self.store) is AtRest
-
-  @property
-  def is_in_haiku(self) -> bool:
-    """Whether this is the run of somebody's `hk.transform`."""
-    return type(self.store) is InHaiku
+  def __init__(self, resting: AtRest | InHaiku, haiku_root: str):
+    self.root = Place(haiku_root)
+    self.resting = resting
+    self.owner: _Entered | None = None
+    self._depth = len(_thread.entered)
 
   @classmethod
   def at_rest(cls, variables: Mapping[str, Any]) -> Run:
     """Returns a run that has not begun."""
-    return cls(AtRest(variables), 'scope')  # type: ignore[arg-type]
+    return cls(AtRest(variables), 'scope')
 
   @classmethod
   def in_haiku(cls, haiku_root: str) -> Run:
     """Returns the run of somebody's `hk.transform`, seen from one module."""
     return cls(InHaiku(), haiku_root)
 
-  def execute(self, scope: Scope, body: Callable[[], Any]) -> Any:
-    """Calls `body` where the variables are in Haiku's frame.
+  @property
+  def haiku_root(self) -> str:
+    """The Haiku name of the root."""
+    return self.root.path
 
-    Args:
-      scope: the root, or any scope below it.
-      body: the function, without arguments.
+  @haiku_root.setter
+  def haiku_root(self, name: str) -> None:
+    if name != self.root.path:
+      self.root = Place(name)
 
-    Returns:
-      What `body` returns. The variables at rest are changed when it returns,
-      and only then: an exception leaves them as they were.
-    """
-    return execute([scope.root], body)
+  @property
+  def store(self) -> Store:
+    """Where the variables are now, for this thread."""
+    store = _thread.stores.get(self)
+    if store is None:
+      owner = self.owner
+      store = self.resting if owner is None else owner.from_outside()
+    return store
+
+  @property
+  def is_at_rest(self) -> bool:
+    """Whether no run goes on in this thread."""
+    return self not in _thread.stores and type(self.resting) is AtRest
+
+  @property
+  def is_in_haiku(self) -> bool:
+    """Whether this is the run of somebody's `hk.transform`."""
+    return type(self.resting) is InHaiku
 
   def has_haiku_rng(self) -> bool:
     """Returns whether keys come from Haiku, and there are some."""
@@ -93,7 +113,7 @@ class Run:
     Raises:
       ValueError: it does.
     """
-    if len(_active.runs) != self._depth:
+    if len(_thread.entered) != self._depth:
       raise ValueError(
         f'Module "{self.haiku_root}" belongs to the hk.transform around, whose'
         ' variables cannot be reached in a lifted transform, nor in init or'
@@ -106,10 +126,8 @@ class Run:
 
     Under a `jax.vmap` alone it computes, operation by operation.
     """
-    if self._is_recorded is None:
-      # Where all is recorded, constants are, too.
-      self._is_recorded = isinstance(jnp.zeros(()), jax.core.Tracer)
-    return self._is_recorded
+    trace = self.store.trace or tracers.Trace()
+    return trace.is_recorded()
 
   def check_trace(self, level: Any) -> None:
     """Raises if a JAX transformation has come between a scope and its use.
@@ -122,138 +140,183 @@ class Run:
       JaxTransformError: a transformation of JAX, which knows nothing of the
         frame, was entered.
     """
-    if tracers.current_trace() == level or not isinstance(self.store, InRun):
+    if tracers.current_trace() == level or type(self.store) is not InRun:
       return
     if not _haiku.frame_is_current():
       tracers.check_trace_level(level)
 
+  def execute(self, root: Root, body: Callable[[], Any]) -> Any:
+    """Calls `body` where the variables can be used, in this thread.
 
-def execute(roots: Sequence[Scope], body: Callable[[], Any]) -> Any:
+    Args:
+      root: what is to be known of the root.
+      body: the function, without arguments.
+
+    Returns:
+      What `body` returns: see `execute`.
+    """
+    if self.owner is not None and self.is_at_rest:
+      return _visit(self, self.owner, body)
+    return execute([root], body)
+
+
+class Root(NamedTuple):
+  """What a run needs to know of the scope that it begins with.
+
+  Attributes:
+    run: its run.
+    mutable: which collections may be changed.
+    streams: its key streams.
+    counts: its counts of keys.
+    initializing: whether its variables are made.
+  """
+
+  run: Run
+  mutable: CollectionFilter
+  streams: Mapping[str, Any]
+  counts: dict[Any, Any]
+  initializing: bool
+
+
+def execute(
+  roots: Sequence[Root], body: Callable[[], Any], once: bool = False
+) -> Any:
   """Calls `body` where the variables of some roots are in Haiku's frame.
 
   Args:
-    roots: root scopes, no two of which have the same Haiku name.
+    roots: roots, no two of which have the same Haiku name.
     body: the function, without arguments.
+    once: whether the scopes of these roots are used in this run only. Then a
+      thread that `body` starts finds the variables of this run.
 
   Returns:
-    What `body` returns. See `Run.execute`.
+    What `body` returns. The variables at rest are changed when it returns, and
+    only then: an exception leaves them as they were.
   """
-  resting = [scope for scope in roots if scope._run.is_at_rest]
+  resting = [root for root in roots if root.run.is_at_rest]
   if not resting:
     return body()
-  entered = [_Entered(scope) for scope in resting]
-  params = _merged(e.params for e in entered)
-  state = _merged(e.state for e in entered)
-  with_rngs = [scope for scope in resting if scope._streams]
-  rng = _rng_of(with_rngs[0]) if with_rngs else None
-  if rng is not None:
-    body = functools.partial(_count_rng, with_rngs[0], rng, body)
+  entered = [_Entered(root) for root in resting]
+  rng_root = next((root for root in resting if root.streams), None)
+  rng = None if rng_root is None else _rng_of(rng_root)
+  stores = _thread.stores
+  hidden = _hide_current(stores)
   for e in entered:
-    e.run.store = e.frame
-  hidden = _suspend_current()
-  _active.runs.append(entered)
-  try:
-    if any(e.mutable('params') for e in entered):
-      note = functools.partial(_note, entered)
-      out, params, state, first = _haiku.run_init(
-        params, state, rng, body, note
-      )
-      for e in entered:
-        if e.initializing:
-          e.frame.take_first(state, first)
-    else:
-      for e in entered:
-        e.frame.fixed = e.params
-      out, state = _haiku.run_apply(params, state, rng, body)
-  finally:
-    _active.runs.pop()
+    stores[e.run] = e.frame
+    if once:
+      e.run.owner = e
+  _thread.entered.append(entered)
+
+  def whole() -> Any:
+    out = body()
     for e in entered:
-      e.run.store = e.rest
-    for e, _ in hidden:
-      e.run.store = e.frame
+      e.frame.catch_up()
+    if rng_root is not None and _haiku.rng_was_used(rng):
+      _count_rng(rng_root)
+    return out
+
+  try:
+    out, params, state = _run(entered, rng, whole)
+  finally:
+    _thread.entered.pop()
+    for e in entered:
+      del stores[e.run]
+      e.run.owner = None
+    for e in hidden:
+      stores[e.run] = e.frame
   for e in entered:
-    e.run.store = e.leave(params, state)
-  for e, store in hidden:
-    store.resume(e.frame)
+    e.run.resting = e.leave(params, state)
   return out
 
 
-def _suspend_current() -> list[tuple[_Entered, Suspended]]:
+def _run(entered: list[_Entered], rng: Any, body: Callable[[], Any]) -> Any:
+  """Returns the output of `body`, and the parameters and state after it."""
+  params = _merged([e.frame.given[0] for e in entered])
+  state = _merged([e.frame.given[1] for e in entered])
+  if all(e.frame.has_fixed_params for e in entered):
+    out, state = _haiku.run_apply(params, state, rng, body)
+    return out, params, state
+
+  def note(path: str, key: str, is_param: bool) -> None:
+    if _thread.entered[-1] is not entered:
+      return  # It is new in a run inside of this one.
+    for e in entered:
+      if _haiku.is_below(path, e.path):
+        e.frame.note(e.path, path, key, is_param)
+
+  out, params, state, first = _haiku.run_init(params, state, rng, body, note)
+  for e in entered:
+    if e.initializing:
+      e.frame.take_first(e.path, state, first)
+  return out, params, state
+
+
+def _hide_current(stores: dict[Run, Store]) -> list[_Entered]:
   """Takes the run that goes on out of its frame, which is about to be hidden."""
-  hidden = []
-  for e in _active.runs[-1] if _active.runs else ():
-    store = e.run.store = Suspended(e.variables_now, e.trace)
-    hidden.append((e, store))
-  return hidden
+  current = _thread.entered[-1] if _thread.entered else []
+  for e in current:
+    stores[e.run] = OutOfReach(e.frame)
+  return current
 
 
-class _Active(threading.local):
-  """The runs that go on in this thread, the innermost last."""
-
-  def __init__(self) -> None:
-    self.runs: list[list[_Entered]] = []
-
-
-_active = _Active()
+def _visit(run: Run, owner: _Entered, body: Callable[[], Any]) -> Any:
+  """Calls `body` in a thread that is not the one in which the run goes on."""
+  _thread.stores[run] = owner.from_outside()
+  _thread.entered.append([])
+  try:
+    # Haiku calls methods in a frame only; here it is an empty one.
+    return _haiku.run_apply({}, {}, None, body)[0]
+  finally:
+    _thread.entered.pop()
+    del _thread.stores[run]
 
 
 class _Entered:
-  """A run whose variables are taken into Haiku's frame."""
+  """Variables of a run that are taken into Haiku's frame.
 
-  def __init__(self, scope: Scope):
-    self.run = scope._run
-    self.rest: Any = self.run.store
-    self.trace = tracers.Trace()
-    self.filter = scope.mutable
-    self.initializing = scope.get_flag('initializing', False)
-    self.root = self.run.haiku_root
-    self.params, self.state, names = _haiku.spread(
-      self.rest.tree, self.root, self.mutable
+  Attributes:
+    run: the run.
+    path: the Haiku name of the root.
+    frame: the variables in the frame.
+    initializing: whether the variables are made.
+  """
+
+  def __init__(self, root: Root):
+    self.run = root.run
+    self.path = root.run.root.path
+    self.initializing = root.initializing
+    self._rest: Any = root.run.resting
+    self._filter = root.mutable
+    params, state, names = _haiku.spread(
+      self._rest.tree, self.path, self._is_mutable
     )
-    self.frame = InRun(names)
+    self.frame = InRun(
+      names, (params, state), not self._is_mutable('params'), tracers.Trace()
+    )
 
-  def mutable(self, col: str) -> bool:
-    return in_filter(self.filter, col)
+  def _is_mutable(self, col: str) -> bool:
+    return in_filter(self._filter, col)
+
+  def from_outside(self) -> OutOfReach:
+    """Returns the variables for a thread that has not got the frame."""
+    return OutOfReach(self.frame)
 
   def leave(self, params: _haiku.Bundles, state: _haiku.Bundles) -> AtRest:
     """Returns the variables at rest after the run."""
-    # Scopes that outlive the run know the frame: it must hold no tracers.
-    self.frame.made = ({}, {})
-    return AtRest(self._gathered(params, state), self.frame.touched)
-
-  def variables_now(self) -> dict[str, Any]:
-    """Returns the variables, without looking into Haiku's frame.
-
-    What Haiku's modules made in this run is not among them.
-    """
-    params, state = self.frame.made
-    return self._gathered(
-      _overlaid(self.params, params), _overlaid(self.state, state)
-    )
-
-  def _gathered(self, params: _haiku.Bundles, state: _haiku.Bundles) -> Any:
-    self.frame.remove_dropped(params)
-    self.frame.remove_dropped(state)
+    frame = self.frame
+    frame.remove_dropped(params)
+    frame.remove_dropped(state)
     changed: dict[str, Any] = {}
-    if self.mutable('params'):
-      own = _haiku.below(params, self.root)
-      changed = _haiku.from_haiku(own, {}, self.root) if own else {}
-    own = _haiku.below(state, self.root)
-    _haiku.gather_state(changed, own, self.root, self.mutable)
-    self.frame.complete(changed, self.mutable)
-    return {**self.rest.tree, **changed}
+    if not frame.has_fixed_params:
+      own = _haiku.below(params, self.path)
+      changed = _haiku.from_haiku(own, {}, self.path) if own else {}
+    own = _haiku.below(state, self.path)
+    _haiku.gather_state(changed, own, self.path, self._is_mutable)
+    frame.complete(changed, self._is_mutable)
+    return AtRest({**self._rest.tree, **changed}, frame.touched())
 
 
-def _note(entered, path: str, key: str, is_param: bool) -> None:
-  """Tells the run that it belongs to of a variable that is new."""
-  if _active.runs[-1] is not entered:
-    return  # It is new in a run inside of this one.
-  for e in entered:
-    if _haiku.is_below(path, e.root):
-      e.frame.note(e.root, path, key, is_param)
-
-
-def _merged(bundles: Any) -> Any:
+def _merged(bundles: Sequence[_haiku.Bundles]) -> _haiku.Bundles:
   """Returns the bundles of several runs as one."""
   first, *rest = bundles
   for more in rest:
@@ -261,33 +324,56 @@ def _merged(bundles: Any) -> Any:
   return first
 
 
-def _overlaid(bundles: _haiku.Bundles, more: _haiku.Bundles) -> Any:
-  return {
-    path: {**bundles.get(path, {}), **more.get(path, {})}
-    for path in {**bundles, **more}
-  }
-
-
 # Among a scope's counts of keys: the runs in which Haiku's modules drew keys.
 _HAIKU_RUNS = 'haiku_runs'
 
 
-def _rng_of(root: Scope) -> jax.Array:
+def _rng_of(root: Root) -> jax.Array:
   """Returns the key for Haiku's own modules, another one for each run.
 
   They know one stream: `params` if it is given, else the first by name.
   """
-  streams = root._streams
+  streams = root.streams
   name = 'params' if 'params' in streams else min(streams)
   rng = _haiku.haiku_rng(streams[name].as_jax_rng())
-  count = root.rng_counters.get(_HAIKU_RUNS, 0)
+  count = root.counts.get(_HAIKU_RUNS, 0)
   return jax.random.fold_in(rng, count) if count else rng
 
 
-def _count_rng(root: Scope, rng: jax.Array, body: Callable[[], Any]) -> Any:
-  """Calls `body`, and counts the run if it drew from Haiku's keys."""
-  out = body()
-  if _haiku.rng_was_used(rng):
-    count = root.rng_counters.get(_HAIKU_RUNS, 0)
-    root.rng_counters[_HAIKU_RUNS] = count + 1
-  return out
+def _count_rng(root: Root) -> None:
+  """Counts a run in which Haiku's modules drew keys."""
+  root.counts[_HAIKU_RUNS] = root.counts.get(_HAIKU_RUNS, 0) + 1
+
+
+class Occupied:
+  """Which thread uses the modules that are bound below one scope.
+
+  A module keeps track of its names and of its setup while it is used: two
+  threads at once would mix them up. A thread takes the modules for as long as a
+  call of its own lasts; another one that comes meanwhile uses copies.
+
+  Attributes:
+    adopted: copies of modules from outside, by the id of the original.
+  """
+
+  __slots__ = ('adopted', '_by')
+
+  def __init__(self) -> None:
+    self.adopted: weakref.WeakValueDictionary[Any, Any] = (
+      weakref.WeakValueDictionary()
+    )
+    self._by: dict[None, object] = {}
+
+  @property
+  def is_mine(self) -> bool:
+    """Whether this thread uses the modules."""
+    return self._by.get(None) is _thread.token
+
+  def take(self) -> bool:
+    """Returns whether this thread may use the modules from here on."""
+    # Python does this at once: of two threads one is the first.
+    return self._by.setdefault(None, _thread.token) is _thread.token
+
+  def release(self) -> None:
+    """Leaves the modules to the next thread that wants them."""
+    self._by.clear()

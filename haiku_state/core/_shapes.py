@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from haiku_state.core import _haiku
 from haiku_state.core._fingerprint import Unknown, fingerprint
 
 
@@ -48,7 +49,13 @@ def expected(init_fn: Callable[..., Any], args: Any, kwargs: Any) -> Expected:
 
 def trace(init_fn: Callable[..., Any], args: Any, kwargs: Any) -> Expected:
   """Returns what `expected` returns, traced anew."""
-  value = jax.eval_shape(lambda: init_fn(jax.random.key(0), *args, **kwargs))
+
+  def make():
+    key = jax.random.key(0)
+    # It may draw from Haiku's keys, which must not get into this trace.
+    return _haiku.apart(key, lambda: init_fn(key, *args, **kwargs))
+
+  value = jax.eval_shape(make)
   if isinstance(value, jax.ShapeDtypeStruct):
     return Expected((value.shape,), value.dtype)
   return Expected(tuple(np.shape(x) for x in jax.tree.leaves(value)), None)

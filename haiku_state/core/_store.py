@@ -1,80 +1,148 @@
-"""Where the variables of a scope are: at rest, in a run, or in Haiku's hands.
+"""Where the values of a place are: at rest, in a run, or in Haiku's hands.
 
-A store answers for (scope, collection, name). Three kinds have one interface:
+A store answers for (place, collection, name). Three kinds have one interface:
 
 * `AtRest`: no run; the values are in the variables dict itself.
 * `InRun`: a run of our own; the values are in Haiku's frame, the store knows
-  only their names.
+  their names.
 * `InHaiku`: a module of ours in somebody else's `hk.transform`; the values are
   in Haiku's frame, and Haiku is asked for the names too.
+
+A store knows of no scope, run or thread: what may be changed, and how a new
+parameter is made, its caller says.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+import collections
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
+import jax.core
 import numpy as np
 
-from haiku_state import errors
-from haiku_state.core import _haiku
+from haiku_state.core import _haiku, _haiku_words, tracers
+from haiku_state.core._place import Place
 from haiku_state.core._shapes import expected as expected_shapes
 from haiku_state.core._shapes import trace as trace_shapes
 from haiku_state.core.frozen_dict import FrozenDict
 
-if TYPE_CHECKING:
-  from haiku_state.core.scope import Scope
-
-# Parameters by Haiku's name of the module and their name in it.
+# Parameters by Haiku's name of the module and their key in its bundle.
 Touched = set[tuple[str, str]]
+# Makes the initial value of a parameter, or raises if none may be made.
+Make = Callable[[], Any]
 
 _NOTHING: Mapping[str, Any] = FrozenDict()
 _MAPPINGS = (dict, FrozenDict)
 
 
+class WrongShape(Exception):
+  """A parameter has another shape than its initializer makes.
+
+  Args:
+    found: the shape that it has.
+    wanted: the shape that its initializer makes.
+  """
+
+  def __init__(self, found: tuple[int, ...], wanted: tuple[int, ...]):
+    super().__init__(found, wanted)
+    self.found = found
+    self.wanted = wanted
+
+
+class CannotChange(Exception):
+  """A parameter would be set that Haiku has, and does not let change.
+
+  Args:
+    name: the name of the parameter.
+  """
+
+  def __init__(self, name: str):
+    super().__init__(name)
+    self.name = name
+
+
 class _Tree:
-  """Collections as nested dicts, with the levels below each scope at hand."""
+  """Collections as nested dicts, with the levels of each place at hand.
+
+  Args:
+    tree: collections by name.
+
+  Attributes:
+    later: what is to be done before anything else.
+  """
+
+  later: Any = ()
 
   def __init__(self, tree: dict[str, Any]):
     self.tree = tree
+    # By collection and Haiku's name of the place.
+    self._levels: dict[str, dict[str, Any]] = {}
 
-  def level(self, scope: Scope, col: str) -> Mapping[str, Any]:
-    """Returns the level of a collection at a scope, empty if there is none."""
-    levels = scope._levels_in(self)
-    found = levels.get(col)
-    if found is None:
-      parent = scope.parent
-      if parent is None:
-        found = self.tree.get(col, _NOTHING)
+  def level(self, place: Place, col: str) -> Mapping[str, Any]:
+    """Returns the level of a collection at a place, empty if there is none."""
+    if self.later:
+      self.catch_up()
+    levels = self._levels.get(col)
+    if levels is None:
+      levels = self._levels.setdefault(col, {})
+    found = levels.get(place.path)
+    return self._find(place, col, levels) if found is None else found
+
+  def _find(self, place: Place, col: str, levels: dict[str, Any]) -> Any:
+    """Returns a level, found from the nearest one above that is known."""
+    below: list[Place] = []
+    at: Place | None = place
+    found = None
+    while at is not None and found is None:
+      below.append(at)
+      at = at.above
+      found = None if at is None else levels.get(at.path)
+    for at in reversed(below):
+      if at.above is None:
+        found = self.tree.get(col)
       else:
-        assert scope.name is not None
-        found = self.level(parent, col).get(scope.name, _NOTHING)
-      if found is _NOTHING or not isinstance(found, _MAPPINGS):
+        assert found is not None and at.name is not None
+        found = found.get(at.name)
+      if not isinstance(found, _MAPPINGS):
         return _NOTHING
-      levels[col] = found
+      levels[at.path] = found
     return found
 
-  def new_level(self, scope: Scope, col: str) -> dict[str, Any]:
-    """Returns the level of a collection at a scope, made if there is none."""
-    found = self.level(scope, col)
+  def new_level(self, place: Place, col: str) -> dict[str, Any]:
+    """Returns the level of a collection at a place, made if there is none."""
+    found = self.level(place, col)
     if isinstance(found, dict):
       return found
-    if scope.parent is None:
+    if place.above is None:
       above, name = self.tree, col
     else:
-      above, name = self.new_level(scope.parent, col), scope.name
+      above, name = self.new_level(place.above, col), place.name
     assert name is not None
-    made = above[name] = {}
-    scope._levels_in(self)[col] = made
+    # Two threads that make it at once get the same one.
+    made = above.setdefault(name, {})
+    if not isinstance(made, dict):
+      made = above[name] = {}
+    self._levels[col][place.path] = made
     return made
 
-  def has(self, scope: Scope, col: str, name: str) -> bool:
-    return name in self.level(scope, col)
+  def catch_up(self) -> None:
+    """Does what was to be done later."""
+    while self.later:
+      self.later.popleft()()
 
-  def has_or_will(self, scope: Scope, col: str, name: str) -> bool:
+  def forget_level(self, path: str, col: str) -> None:
+    """Forgets a level that is no longer in the tree."""
+    self._levels.get(col, {}).pop(path, None)
+
+  def has_or_will(self, place: Place, col: str, name: str) -> bool:
     """Returns `has`, for a caller who makes what is missing."""
-    return self.has(scope, col, name)
+    return self.has(place, col, name)
+
+  def has(self, place: Place, col: str, name: str) -> bool:
+    return name in self.level(place, col)
 
   def is_empty(self, col: str) -> bool:
     return not self.tree.get(col)
@@ -88,88 +156,146 @@ class AtRest(_Tree):
 
   Args:
     tree: collections by name.
-    touched: the parameters that the run before made or set, by bundle and name;
+    touched: the parameters that the run before made or set, by bundle and key;
       None if that is not known.
   """
+
+  trace = None
 
   def __init__(self, tree: Any, touched: Touched | None = None):
     super().__init__(tree)
     self.touched = touched
 
-  def get(self, scope: Scope, col: str, name: str, default: Any = None) -> Any:
-    return self.level(scope, col).get(name, default)
+  def get(self, place: Place, col: str, name: str, default: Any = None) -> Any:
+    return self.level(place, col).get(name, default)
 
-  def is_array(self, scope: Scope, col: str, name: str) -> bool:
-    return isinstance(self.get(scope, col, name), jax.Array)
+  def is_array(self, place: Place, col: str, name: str) -> bool:
+    return isinstance(self.get(place, col, name), jax.Array)
 
-  def put(self, scope: Scope, col: str, name: str, value: Any) -> None:
-    _merge(self.new_level(scope, col), name, value)
+  def put(self, place: Place, col: str, name: str, value: Any) -> None:
+    self._merge(place.path, self.new_level(place, col), col, name, value)
 
-  def param(self, scope: Scope, name: str, init_fn, args, kwargs) -> Any:
-    if self.has(scope, 'params', name):
-      value = self.get(scope, 'params', name)
-      check_shapes(scope, name, value, init_fn, args, kwargs)
+  def param(
+    self, place: Place, name: str, init_fn, args, kwargs, make: Make
+  ) -> Any:
+    if self.has(place, 'params', name):
+      value = self.get(place, 'params', name)
+      check_shapes(value, init_fn, args, kwargs)
     else:
-      check_may_make_param(scope, name)
-      value = scope.initial_param(init_fn, args, kwargs)
-      self.put(scope, 'params', name, value)
+      value = make()
+      self.put(place, 'params', name, value)
     return value
 
-  def merge(self, scope: Scope, col: str, tree: Any, only: Any) -> None:
-    """Puts a tree of variables below a scope."""
+  def merge(self, place: Place, col: str, tree: Any, only: Any) -> None:
+    """Puts a tree of variables below a place."""
     del only  # A value that did not change may be put again.
-    level = self.new_level(scope, col)
+    level = self.new_level(place, col)
     for name, value in tree.items():
-      _merge(level, name, value)
+      self._merge(place.path, level, col, name, value)
 
-  def variables(self, scope: Scope) -> dict[str, Any]:
-    if scope.parent is None:
+  def _merge(self, path, level: dict[str, Any], col, name, value) -> None:
+    """Sets a value; a dict goes into a dict, whose other names stay."""
+    was = level.get(name)
+    if isinstance(was, _MAPPINGS):
+      below = f'{path}/{_haiku.escape_module(name)}'
+      if isinstance(value, Mapping) and isinstance(was, dict):
+        for key, x in value.items():
+          self._merge(below, was, col, key, x)
+        return
+      self._forget_below(below, was, col)
+    level[name] = value
+
+  def _forget_below(self, path: str, level: Mapping[str, Any], col: str):
+    self.forget_level(path, col)
+    for name, below in level.items():
+      if isinstance(below, _MAPPINGS):
+        path_below = f'{path}/{_haiku.escape_module(name)}'
+        self._forget_below(path_below, below, col)
+
+  def variables(self, place: Place) -> dict[str, Any]:
+    if place.above is None:
       return self.tree
-    levels = {col: self.level(scope, col) for col in self.tree}
+    levels = {col: self.level(place, col) for col in self.tree}
     return {c: x for c, x in levels.items() if x is not _NOTHING}
 
 
-def _merge(level: dict[str, Any], name: str, value: Any) -> None:
-  """Sets a value; a dict goes into a dict, whose other names stay."""
-  if isinstance(value, Mapping) and isinstance(level.get(name), dict):
-    for key, below in value.items():
-      _merge(level[name], key, below)
-  else:
-    level[name] = value
+_IN_STATE = 'state'
 
 
 class InRun(_Tree):
   """Variables in the frame of a run; the tree here holds their names.
 
   A level of names is a dict. A leaf is `True`, `ARRAY` for state that is one
-  array, or `_IN_STATE` for a parameter that was overwritten: Haiku's parameters
-  do not change, so its new value is state, which wins over the parameter when
-  the run is over. A name may be that of a value which is gone: `hk.eval_shape`,
-  for one, lets go of what is made in it.
+  array, `NONE` for a parameter that is None, or `_IN_STATE` for a parameter
+  that was overwritten: Haiku's parameters do not change, so its new value is
+  state, which wins over the parameter when the run is over. A name may be that
+  of a value which is gone: `hk.eval_shape`, for one, lets go of what is made in
+  it.
+
+  Args:
+    names: the tree.
+    given: the parameters and the state that the run begins with.
+    has_fixed_params: whether no parameter changes in this run.
+    trace: the trace that the run begins in.
+
+  Attributes:
+    given: see above. What was given is there, without a look; and a transform
+      takes fixed parameters from here: once, and before anybody's getters,
+      which see them inside of it.
+    made: the parameters and the state that were set here: read where Haiku's
+      frame is out of reach, and told to those who write back what changed.
+    dropped: what a value of another kind has put out of the tree, by bundle and
+      key: Haiku still has it.
+    later: what is to be done to Haiku's frame, set where it was out of reach.
   """
 
-  def __init__(self, names: dict[str, Any]):
+  def __init__(
+    self,
+    names: dict[str, Any],
+    given: tuple[_haiku.Bundles, _haiku.Bundles],
+    has_fixed_params: bool,
+    trace: tracers.Trace,
+  ):
     super().__init__(names)
-    # What a new value has put out of the tree, by bundle and key.
-    self.dropped: set[tuple[str, str]] = set()
-    self.touched: Touched = set()
-    # Parameters and state that were made or set here, by bundle and key: read
-    # while Haiku's frame is out of reach.
+    self.given = given
+    self.has_fixed_params = has_fixed_params
+    self.trace = trace
     self.made: tuple[_haiku.Bundles, _haiku.Bundles] = ({}, {})
-    # Parameters that do not change in this run. A transform takes them from
-    # here: once, and before anybody's getters, which see them inside of it.
-    self.fixed: _haiku.Bundles | None = None
-    # State that Haiku's modules made, by bundle and key.
-    self.by_haiku: set[tuple[str, str]] = set()
-    # Whether there is any name that was not there at the start.
-    self.grew = False
+    self.dropped: set[tuple[str, str]] = set()
+    self.later = collections.deque()
+
+  # --- Haiku's frame ---
+
+  def _at(self, path: str, fn: Callable[..., Any], *args: Any) -> Any:
+    return _haiku.at(path, fn, *args)
+
+  def _frame_param(self, path: str, key: str, value: Any, again: Make) -> Any:
+    """Adds a parameter; returns it as those who ask for it will get it."""
+    made = _haiku.new_param(path, key, value, again)
+    self.made[0].setdefault(path, {})[key] = made
+    return made
+
+  def _frame_state(self, path: str, key: str, value: Any, is_new: bool) -> None:
+    self.made[1].setdefault(path, {})[key] = value
+    (_haiku.new_state if is_new else _haiku.write_state)(path, key, value)
+
+  def _frame_read(self, path: str, col: str, name: str, leaf: Any) -> Any:
+    """Returns the value of a leaf, or raises `Missing`."""
+    is_state, key = self._key_of(col, name, leaf)
+    read = _haiku.find_state if is_state else _haiku.read_any_param
+    return read(path, key)
+
+  def _key_of(self, col: str, name: str, leaf: Any) -> tuple[bool, str]:
+    """Returns whether a leaf is state in Haiku's frame, and its key there."""
+    if col != 'params' or leaf is _IN_STATE:
+      return True, _haiku.state_key(col, name)
+    return False, _haiku.escape_key(name)
+
+  # --- Names ---
 
   def note(self, root: str, path: str, key: str, is_param: bool) -> None:
     """Takes the name of a variable that Haiku makes or sets into the tree."""
-    self.grew = True
     col, names, name = _haiku.place_of(root, path, key, is_param)
-    if col == _haiku.HAIKU_COLLECTION:
-      self.by_haiku.add((path, key))
     level = self.tree.setdefault(col, {})
     for below in names:
       level = level.setdefault(below, {})
@@ -179,38 +305,51 @@ class InRun(_Tree):
     if name is not None and level.get(name) in (None, _haiku.ARRAY):
       level[name] = True
 
-  def take_first(self, state: _haiku.Bundles, first: _haiku.Bundles) -> None:
-    """Puts back the first values of state that Haiku's modules made.
+  # --- Reading ---
 
-    That is what Haiku returns when it initializes; its modules count on it.
-    """
-    for path, key in self.by_haiku:
-      if key in first.get(path, _NOTHING):
-        state[path][key] = first[path][key]
+  def has(self, place: Place, col: str, name: str) -> bool:
+    leaf = self.level(place, col).get(name)
+    if leaf is None:
+      return False
+    path = place.path
+    if isinstance(leaf, dict):
+      # A level is there if anything below it is, or if it was empty.
+      below = f'{path}/{_haiku.escape_module(name)}'
+      return not leaf or self._has_below(below, col, leaf)
+    return self._has_leaf(path, col, name, leaf)
 
-  def has(self, scope: Scope, col: str, name: str) -> bool:
-    leaf = self.level(scope, col).get(name)
-    if leaf is None or not self.grew:
-      return leaf is not None
+  def _has_leaf(self, path: str, col: str, name: str, leaf: Any) -> bool:
+    is_state, key = self._key_of(col, name, leaf)
+    if leaf is _haiku.NONE or key in self.given[is_state].get(path, _NOTHING):
+      return True
     try:
-      value = self._read(scope.haiku_path, col, name, leaf)
+      self._read(path, col, name, leaf)
     except _haiku.Missing:
       return False
-    # A level is there if anything below it is, or if it was empty.
-    return not isinstance(leaf, dict) or not leaf or bool(value)
+    return True
 
-  def get(self, scope: Scope, col: str, name: str, default: Any = None) -> Any:
-    leaf = self.level(scope, col).get(name)
+  def _has_below(self, path: str, col: str, level: dict[str, Any]) -> bool:
+    for name, leaf in list(level.items()):
+      if isinstance(leaf, dict):
+        below = f'{path}/{_haiku.escape_module(name)}'
+        if not leaf or self._has_below(below, col, leaf):
+          return True
+      elif self._has_leaf(path, col, name, leaf):
+        return True
+    return False
+
+  def get(self, place: Place, col: str, name: str, default: Any = None) -> Any:
+    leaf = self.level(place, col).get(name)
     if leaf is None:
       return default
     try:
-      return self._read(scope.haiku_path, col, name, leaf)
+      return self._read(place.path, col, name, leaf)
     except _haiku.Missing:
       return default
 
-  def is_array(self, scope: Scope, col: str, name: str) -> bool:
+  def is_array(self, place: Place, col: str, name: str) -> bool:
     """Returns whether a variable is one array, as far as the name tells."""
-    return self.level(scope, col).get(name) == _haiku.ARRAY
+    return self.level(place, col).get(name) == _haiku.ARRAY
 
   def _read(self, path: str, col: str, name: str, leaf: Any) -> Any:
     if isinstance(leaf, dict):
@@ -220,9 +359,7 @@ class InRun(_Tree):
       return FrozenDict(value) if is_frozen else value
     if leaf is _haiku.NONE:
       return None
-    if col != 'params' or leaf is _IN_STATE:
-      return _haiku.find_state(path, _haiku.state_key(col, name))
-    return _haiku.read_any_param(path, _haiku.escape_key(name))
+    return self._frame_read(path, col, name, leaf)
 
   def _read_level(
     self, path: str, col: str, level: dict[str, Any]
@@ -230,7 +367,8 @@ class InRun(_Tree):
     """Returns all values below a module, entering each module once."""
 
     def read_here():
-      return {n: x for n, leaf in level.items() for x in read(n, leaf)}
+      # Another thread may add a name meanwhile.
+      return {n: x for n, leaf in list(level.items()) for x in read(n, leaf)}
 
     def read(name, leaf):
       if isinstance(leaf, dict):
@@ -242,27 +380,52 @@ class InRun(_Tree):
       except _haiku.Missing:
         return ()
 
-    return _haiku.at(path, read_here) if level else {}
+    return self._at(path, read_here) if level else {}
 
-  def put(self, scope: Scope, col: str, name: str, value: Any) -> None:
-    level = self.new_level(scope, col)
-    self._put(scope.haiku_path, level, col, name, value, None)
+  def variables(self, place: Place) -> dict[str, Any]:
+    path = place.path
+    levels = {col: self.level(place, col) for col in list(self.tree)}
+    return {
+      col: self._given_level(path, level)
+      if col == 'params' and self.has_fixed_params
+      else self._read_level(path, col, level)
+      for col, level in levels.items()
+      if isinstance(level, dict)
+    }
+
+  def _given_level(self, path: str, level: dict[str, Any]) -> dict[str, Any]:
+    """Returns the parameters below a module, as the run was given them."""
+    bundle = self.given[0].get(path, _NOTHING)
+    return {
+      name: self._given_level(f'{path}/{_haiku.escape_module(name)}', leaf)
+      if isinstance(leaf, dict)
+      else None
+      if leaf is _haiku.NONE
+      else bundle[_haiku.escape_key(name)]
+      for name, leaf in level.items()
+    }
+
+  # --- Writing ---
+
+  def put(self, place: Place, col: str, name: str, value: Any) -> None:
+    level = self.new_level(place, col)
+    self._put(place.path, level, col, name, value, None)
 
   def merge(
-    self, scope: Scope, col: str, tree: Any, only: Touched | None
+    self, place: Place, col: str, tree: Any, only: Touched | None
   ) -> None:
-    """Puts a tree of variables below a scope.
+    """Puts a tree of variables below a place.
 
     Args:
-      scope: the scope.
+      place: the place.
       col: the collection.
       tree: nested dicts.
       only: of the parameters that are there already, those to put; None for
         all. It spares parameters that a transform returns as they were from
         being written, which Haiku does not do.
     """
-    level = self.new_level(scope, col)
-    self._put_level(scope.haiku_path, level, col, tree, only)
+    level = self.new_level(place, col)
+    self._put_level(place.path, level, col, tree, only)
 
   def _put_level(self, path, level, col, tree, only) -> None:
     def put_here():
@@ -270,7 +433,7 @@ class InRun(_Tree):
         self._put(path, level, col, name, value, only)
 
     if tree:
-      _haiku.at(path, put_here)
+      self._at(path, put_here)
 
   def _put(self, path: str, level: dict, col: str, name: str, value, only):
     leaf = level.get(name)
@@ -283,33 +446,25 @@ class InRun(_Tree):
       below = f'{path}/{_haiku.escape_module(name)}'
       self._put_level(below, leaf, col, value, only)
       return
-    if only is not None and leaf is not None and (path, name) not in only:
-      return
+    if only is not None and leaf is not None:
+      if (path, _haiku.escape_key(name)) not in only:
+        return
     if isinstance(leaf, dict):
       self._drop_level(f'{path}/{_haiku.escape_module(name)}', col, leaf)
       leaf = None
     self._put_leaf(path, level, col, name, value, leaf)
 
   def _put_leaf(self, path, level, col, name, value, leaf) -> None:
-    self.grew = True
     key = _haiku.state_key(col, name)
     was_dropped = (path, key) in self.dropped  # Haiku still has its value.
     self.dropped.discard((path, key))
-    if col == 'params':
-      self.touched.add((path, name))
     if leaf is None and col == 'params' and value is not None:
       param_key = _haiku.escape_key(name)
       if (path, param_key) not in self.dropped:
-        made = _haiku.new_param(path, param_key, value, lambda: value)
-        self.made[0].setdefault(path, {})[param_key] = made
+        self._frame_param(path, param_key, value, lambda: value)
         level[name] = True
         return
-    self.made[1].setdefault(path, {})[key] = value
-    if leaf is None and not was_dropped:
-      _haiku.new_state(path, key, value)
-    else:
-      _haiku.write_state(path, key, value)
-    self.by_haiku.discard((path, key))
+    self._frame_state(path, key, value, leaf is None and not was_dropped)
     if col == 'params':
       level[name] = _IN_STATE
     else:
@@ -321,75 +476,93 @@ class InRun(_Tree):
     self.dropped.add((path, _haiku.state_key(col, name)))
 
   def _drop_level(self, path: str, col: str, level: dict[str, Any]) -> None:
+    self.forget_level(path, col)
     for name, leaf in level.items():
       if isinstance(leaf, dict):
         self._drop_level(f'{path}/{_haiku.escape_module(name)}', col, leaf)
       else:
         self._drop(path, col, name)
 
-  def param(self, scope: Scope, name: str, init_fn, args, kwargs) -> Any:
-    leaf = self.level(scope, 'params').get(name)
+  def param(
+    self, place: Place, name: str, init_fn, args, kwargs, make: Make
+  ) -> Any:
+    """Returns a parameter, made if it is missing.
+
+    Args:
+      place: where it is.
+      name: its name.
+      init_fn: its initializer.
+      args: the arguments of the initializer, behind the key.
+      kwargs: its keyword arguments.
+      make: makes the initial value, or raises if none may be made.
+
+    Raises:
+      WrongShape: it has another shape than its initializer makes.
+    """
+    leaf = self.level(place, 'params').get(name)
     if leaf is None:
-      return self._new_param(scope, name, init_fn, args, kwargs)
-    path = scope.haiku_path
+      return self._new_param(place, name, make)
+    path = place.path
     want = expected_shapes(init_fn, args, kwargs)
     try:
       if want.dtype is not None and leaf is True:
         key = _haiku.escape_key(name)
         try:
-          return _haiku.read_param(path, key, want.shapes[0], want.dtype)
+          return self._frame_array(path, key, want.shapes[0], want.dtype)
         except (ValueError, AttributeError):
           pass  # Another shape, or no array: the checks below tell which.
       value = self._read(path, 'params', name, leaf)
     except _haiku.Missing:
-      return self._new_param(scope, name, init_fn, args, kwargs)
-    check_shapes(scope, name, value, init_fn, args, kwargs)
+      return self._new_param(place, name, make)
+    check_shapes(value, init_fn, args, kwargs)
     return value
 
-  def _new_param(self, scope: Scope, name: str, init_fn, args, kwargs) -> Any:
-    def make():
-      return scope.initial_param(init_fn, args, kwargs)
+  # Haiku checks the shape of a parameter that it is asked for.
+  _frame_array = staticmethod(_haiku.read_param)
 
-    check_may_make_param(scope, name)
+  def _new_param(self, place: Place, name: str, make: Make) -> Any:
     value = make()
-    level = self.new_level(scope, 'params')
-    path, key = scope.haiku_path, _haiku.escape_key(name)
+    level = self.new_level(place, 'params')
+    path, key = place.path, _haiku.escape_key(name)
     if (
       isinstance(value, (jax.Array, np.ndarray))
       and (path, key) not in self.dropped
     ):
       level[name] = True
-      self.grew = True
-      self.touched.add((path, name))
-      value = _haiku.new_param(path, key, value, make)
-      self.made[0].setdefault(path, {})[key] = value
-      return value
+      return self._frame_param(path, key, value, make)
     self._put(path, level, 'params', name, value, None)
     return value
 
-  def variables(self, scope: Scope) -> dict[str, Any]:
-    path = scope.haiku_path
-    levels = {col: self.level(scope, col) for col in self.tree}
-    return {
-      col: self._given_level(path, level)
-      if col == 'params' and self.fixed is not None
-      else self._read_level(path, col, level)
-      for col, level in levels.items()
-      if isinstance(level, dict)
-    }
+  # --- The end of the run ---
 
-  def _given_level(self, path: str, level: dict[str, Any]) -> dict[str, Any]:
-    """Returns the parameters below a module, as the run was given them."""
-    assert self.fixed is not None
-    bundle = self.fixed.get(path, _NOTHING)
-    return {
-      name: self._given_level(f'{path}/{_haiku.escape_module(name)}', leaf)
-      if isinstance(leaf, dict)
-      else None
-      if leaf is _haiku.NONE
-      else bundle[_haiku.escape_key(name)]
-      for name, leaf in level.items()
-    }
+  def touched(self) -> Touched:
+    """Returns the parameters that were made or set here."""
+    params, state = self.made
+    touched = {(path, key) for path, bundle in params.items() for key in bundle}
+    for path, bundle in state.items():
+      for key in bundle:
+        param = _haiku.param_of_state(key)
+        if param is not None:
+          touched.add((path, param))
+    return touched
+
+  def take_first(
+    self, root: str, state: _haiku.Bundles, first: _haiku.Bundles
+  ) -> None:
+    """Puts back the first values of state that Haiku's modules made.
+
+    That is what Haiku returns when it initializes; its modules count on it.
+
+    Args:
+      root: Haiku's name of the root.
+      state: the state as it is now, changed in place.
+      first: the first value of each.
+    """
+    made = self.made[1]
+    for path, bundle in _haiku.below(first, root).items():
+      for key, value in bundle.items():
+        if _haiku.is_own_state(key) and key not in made.get(path, _NOTHING):
+          state[path][key] = value
 
   def complete(self, variables: dict[str, Any], mutable) -> None:
     """Puts variables in the order in which they were made.
@@ -407,9 +580,6 @@ class InRun(_Tree):
     """Takes out of a frame's bundles what other values have replaced."""
     for path, key in self.dropped:
       bundles.get(path, {}).pop(key, None)
-
-
-_IN_STATE = 'state'
 
 
 def _in_order(level: dict[str, Any], names: dict[str, Any]) -> dict[str, Any]:
@@ -432,40 +602,47 @@ def _in_order(level: dict[str, Any], names: dict[str, Any]) -> dict[str, Any]:
 class InHaiku:
   """Variables of a module of ours that runs in somebody's `hk.transform`."""
 
-  def level(self, scope: Scope, col: str) -> Mapping[str, Any]:
-    return self.variables(scope).get(col, _NOTHING)
+  @functools.cached_property
+  def trace(self) -> tracers.Trace:
+    """The trace that the first parameter was made in."""
+    return tracers.Trace()
 
-  def has(self, scope: Scope, col: str, name: str) -> bool:
+  def level(self, place: Place, col: str) -> Mapping[str, Any]:
+    return self.variables(place).get(col, _NOTHING)
+
+  def has(self, place: Place, col: str, name: str) -> bool:
     # Asked for state by name, Haiku makes an empty bundle where there is none,
     # which is then in the state that it returns.
-    return name in self.level(scope, col)
+    return name in self.level(place, col)
 
-  def has_or_will(self, scope: Scope, col: str, name: str) -> bool:
-    return self.get(scope, col, name, _NOTHING) is not _NOTHING
+  def has_or_will(self, place: Place, col: str, name: str) -> bool:
+    return self.get(place, col, name, _NOTHING) is not _NOTHING
 
-  def get(self, scope: Scope, col: str, name: str, default: Any = None) -> Any:
+  def get(self, place: Place, col: str, name: str, default: Any = None) -> Any:
     if col != 'params':
       try:
         key = _haiku.state_key(col, name)
-        return _haiku.find_state(scope.haiku_path, key)
+        return _haiku.find_state(place.path, key)
       except _haiku.Missing:
         pass  # It may be a level.
-    return self.level(scope, col).get(name, default)
+    return self.level(place, col).get(name, default)
 
-  def is_array(self, scope: Scope, col: str, name: str) -> bool:
-    return isinstance(self.get(scope, col, name), jax.Array)
+  def is_array(self, place: Place, col: str, name: str) -> bool:
+    return isinstance(self.get(place, col, name), jax.Array)
 
-  def put(self, scope: Scope, col: str, name: str, value: Any) -> None:
-    self._put(scope, scope.haiku_path, col, name, value)
+  def put(self, place: Place, col: str, name: str, value: Any) -> None:
+    self._put(place, place.path, col, name, value)
 
-  def _put(self, scope: Scope, path: str, col: str, name: str, value) -> None:
+  def _put(self, place: Place, path: str, col: str, name: str, value) -> None:
     if isinstance(value, _MAPPINGS):
       below = f'{path}/{_haiku.escape_module(name)}'
       for key, x in value.items():
-        self._put(scope, below, col, key, x)
-    elif col == 'params':
-      if self.has(scope, col, name):
-        raise errors.ModifyScopeVariableError(col, name, scope.path_text)
+        self._put(place, below, col, key, x)
+      return
+    _check_stays(path, f'{col}:{name}', value)
+    if col == 'params':
+      if self.has(place, col, name):
+        raise CannotChange(name)
       key = _haiku.escape_key(name)
       _haiku.new_param(path, key, value, lambda: value)
     else:
@@ -477,19 +654,27 @@ class InHaiku:
       else:
         _haiku.write_state(path, key, value)
 
-  def merge(self, scope: Scope, col: str, tree: Any, only: Any) -> None:
-    """Puts a tree of variables below a scope: see `InRun.merge`."""
-    there = self.level(scope, col)
-    self._merge_level(scope, scope.haiku_path, there, col, tree, only)
+  def merge(self, place: Place, col: str, tree: Any, only: Any) -> None:
+    """Puts a tree of variables below a place: see `InRun.merge`."""
+    there = self.level(place, col)
+    self._merge_level(place, place.path, there, col, tree, only)
 
-  def _merge_level(self, scope, path, there, col, tree, only) -> None:
+  def _merge_level(self, place, path, there, col, tree, only) -> None:
     for name, value in tree.items():
       if isinstance(value, _MAPPINGS):
         below = f'{path}/{_haiku.escape_module(name)}'
         known = there.get(name, _NOTHING)
-        self._merge_level(scope, below, known, col, value, only)
-      elif only is None or name not in there or (path, name) in only:
-        self._put(scope, path, col, name, value)
+        self._merge_level(place, below, known, col, value, only)
+      elif (
+        only is None
+        or name not in there
+        or (
+          path,
+          _haiku.escape_key(name),
+        )
+        in only
+      ):
+        self._put(place, path, col, name, value)
 
   def is_empty(self, col: str) -> bool:
     return False
@@ -497,52 +682,56 @@ class InHaiku:
   def has_collection(self, col: str) -> bool:
     return True
 
-  def param(self, scope: Scope, name: str, init_fn, args, kwargs) -> Any:
+  def param(
+    self, place: Place, name: str, init_fn, args, kwargs, make: Make
+  ) -> Any:
     """Returns a parameter, made in one call so that Haiku's creators see it."""
     want = expected_shapes(init_fn, args, kwargs)
     if want.dtype is None:
-      return self._any_param(scope, name, init_fn, args, kwargs)
+      return self._any_param(place, name, init_fn, args, kwargs, make)
     key = _haiku.escape_key(name)
 
     def init(shape, dtype):
-      check_may_make_param(scope, name)
-      value = scope.initial_param(init_fn, args, kwargs)
+      value = make()
+      _check_stays(place.path, name, value)
       return _haiku.fit(value, want.shapes[0], want.dtype, shape, dtype, key)
 
     return _haiku.get_or_make_param(
-      scope.haiku_path, key, want.shapes[0], want.dtype, init
+      place.path, key, want.shapes[0], want.dtype, init
     )
 
-  def _any_param(self, scope: Scope, name: str, init_fn, args, kwargs) -> Any:
+  def _any_param(
+    self, place: Place, name: str, init_fn, args, kwargs, make: Make
+  ) -> Any:
     """Returns a parameter that is no array."""
-    level = self.level(scope, 'params')
+    level = self.level(place, 'params')
     if name in level:
       value = level[name]
-      check_shapes(scope, name, value, init_fn, args, kwargs)
+      check_shapes(value, init_fn, args, kwargs)
     else:
-      check_may_make_param(scope, name)
-      value = scope.initial_param(init_fn, args, kwargs)
-      self.put(scope, 'params', name, value)
+      value = make()
+      self.put(place, 'params', name, value)
     return value
 
-  def variables(self, scope: Scope) -> dict[str, Any]:
-    return _haiku.frame_variables(scope.haiku_path)
+  def variables(self, place: Place) -> dict[str, Any]:
+    return _haiku.frame_variables(place.path)
+
+
+def _check_stays(path: str, name: str, value: Any) -> None:
+  """Raises if a value would leave a transform of JAX that Haiku does not know."""
+  if isinstance(value, jax.core.Tracer) and not _haiku.frame_is_current():
+    raise _haiku_words.wrong_trace(path, f'"{name}"')
 
 
 Store = AtRest | InRun | InHaiku
 
 
-def check_may_make_param(scope: Scope, name: str) -> None:
-  """Raises unless the scope may make a parameter that is missing."""
-  if scope.is_mutable_collection('params'):
-    return
-  if scope.is_collection_empty('params'):
-    raise errors.ScopeCollectionNotFound('params', name, scope.path_text)
-  raise errors.ScopeParamNotFoundError(name, scope.path_text)
+def check_shapes(value: Any, init_fn, args, kwargs) -> None:
+  """Raises unless a parameter has the shapes that its initializer makes.
 
-
-def check_shapes(scope, name, value, init_fn, args, kwargs) -> None:
-  """Raises unless a parameter has the shapes that its initializer makes."""
+  Raises:
+    WrongShape: it has others.
+  """
   leaves = jax.tree.leaves(value)
   for find in (expected_shapes, trace_shapes):
     # What was kept may be of a function whose globals changed: trace again
@@ -555,4 +744,4 @@ def check_shapes(scope, name, value, init_fn, args, kwargs) -> None:
     ]
     if not wrong:
       return
-  raise errors.ScopeParamShapeError(name, scope.path_text, *wrong[0])
+  raise WrongShape(*wrong[0])

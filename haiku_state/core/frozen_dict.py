@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import jax
 
-from haiku_state import serialization
+from haiku_state import export, serialization
 
 K = TypeVar('K')
 V = TypeVar('V')
@@ -364,3 +364,4 @@ jax.tree_util.register_pytree_with_keys(
 serialization.register_serialization_state(
   FrozenDict, serialization._dict_to_state_dict, _from_state_dict
 )
+export.register(FrozenDict)

@@ -18,6 +18,7 @@ import jax
 import numpy as np
 
 from haiku_state import errors, struct
+from haiku_state.core._initializers import as_linen
 from haiku_state.typing import LogicalNames
 
 _A = TypeVar('_A')
@@ -379,9 +380,11 @@ def with_partitioning(
     (None, 'model')
   """
 
+  init_fn = as_linen(fn)
+
   @functools.wraps(fn)
   def wrapper(*args, **kwargs):
-    return Partitioned(fn(*args, **kwargs), names, mesh=mesh)
+    return Partitioned(init_fn(*args, **kwargs), names, mesh=mesh)
 
   return wrapper
 

@@ -1,7 +1,8 @@
 """Scopes: cursors into the variables of a run.
 
 A `Scope` knows its path, its key streams and what it may change. It holds names
-and counts, never values: those are in the store of the run (`core/_store.py`).
+and counts, never values: those are in the store of the run (`core/_store.py`),
+which each thread finds for itself (`core/_run.py`).
 `init` and `apply` turn a function of a scope into a pure function of a
 variables dict; `bind` makes a scope that outlives any run.
 """
@@ -10,16 +11,19 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 import jax
 
 from haiku_state import errors
 from haiku_state.configurations import config as config
-from haiku_state.core import _haiku, keys, meta, tracers
+from haiku_state.core import _haiku, _haiku_words, keys, meta, tracers
 from haiku_state.core._initial import initial_value
-from haiku_state.core._run import Run
+from haiku_state.core._initializers import FromHaiku, as_linen, call_keyless
+from haiku_state.core._place import Place
+from haiku_state.core._run import Occupied, Root, Run, execute
+from haiku_state.core._store import CannotChange, WrongShape
 from haiku_state.core.filters import CollectionFilter as CollectionFilter
 from haiku_state.core.filters import DenyList as DenyList
 from haiku_state.core.filters import Filter as Filter
@@ -57,6 +61,9 @@ child_rng_token = _Sentinel()
 no_flag = _Sentinel()
 
 _ORDINARY_FLAGS: Mapping[str, Any] = FrozenDict()
+
+# The flag of a run of somebody's `hk.transform`, also in what is lifted there.
+IN_HAIKU = 'in_haiku'
 
 # Under Flax's name: libraries whose keys are objects of their own wrap it.
 _is_valid_rng = keys.is_valid_rng
@@ -137,12 +144,14 @@ class Scope:
   ):
     if parent is None:
       run = Run.at_rest(variables)
+      self._modules = Occupied()
     elif variables:
       raise ValueError(
         'A scope with a parent reads the variables of its parent: pass {}.'
       )
     else:
       run = parent._run
+      self._modules = parent._modules
     self._run = run
     self._streams = keys.streams(rngs)
     # Names to fold into the streams' keys: those below the scope that has them.
@@ -158,8 +167,7 @@ class Scope:
     self.rng_counters: dict[Any, Any] = dict.fromkeys(self._streams, 0)
     self.reservations: dict[str, set[str | None]] = {}
     self._invalid = False
-    self._haiku_path: str | None = None
-    self._levels: tuple[Any, dict[str, Any]] | None = None
+    self._place: Place | None = None
 
   # --- Identity and place ---
 
@@ -185,23 +193,20 @@ class Scope:
     return '/' + '/'.join(self.debug_path)
 
   @property
+  def place(self) -> Place:
+    """Where the scope is among the scopes of its run."""
+    place = self._place
+    if place is None:
+      if self.parent is None:
+        return self._run.root
+      assert self.name is not None
+      place = self._place = self.parent.place.below(self.name)
+    return place
+
+  @property
   def haiku_path(self) -> str:
     """The Haiku name of the module at this scope."""
-    path = self._haiku_path
-    if path is None or self.parent is None:
-      if self.parent is None:
-        return self._run.haiku_root
-      assert self.name is not None
-      path = f'{self.parent.haiku_path}/{_haiku.escape_module(self.name)}'
-      self._haiku_path = path
-    return path
-
-  def _levels_in(self, store: Any) -> dict[str, Any]:
-    """Returns the levels that a store has found for this scope."""
-    levels = self._levels
-    if levels is None or levels[0] is not store:
-      levels = self._levels = (store, {})
-    return levels[1]
+    return self.place.path
 
   # --- Life ---
 
@@ -243,6 +248,32 @@ class Scope:
     if rewind_rngs:
       scope.rng_counters = dict.fromkeys(self._streams, 0)
     return scope
+
+  def _for_copies(self, modules: Occupied) -> Scope:
+    """Returns this scope for copies of modules: all names are free there."""
+    scope = self._sibling()
+    scope._modules = modules
+    return scope
+
+  def _as_root(self) -> Root:
+    """Returns what a run needs to know of the root."""
+    root = self._root or self
+    initializing = root.flags.get('initializing', False)
+    return Root(
+      root._run, root.mutable, root._streams, root.rng_counters, initializing
+    )
+
+  def execute(self, body: Callable[[], T]) -> T:
+    """Calls `body` in a run of the variables, if none goes on.
+
+    Args:
+      body: the function, without arguments.
+
+    Returns:
+      What `body` returns. The variables at rest are changed when it returns,
+      and only then: an exception leaves them as they were.
+    """
+    return self._run.execute(self._as_root(), body)
 
   def _sibling(self) -> Scope:
     """Returns a scope that is like this one, with no name reserved."""
@@ -324,15 +355,13 @@ class Scope:
     scope._suffix = self._suffix + (name,)
     scope._root = self._root or self
     scope.rng_counters = counters
-    scope._haiku_path = None
-    scope._levels = None
+    scope._place = None
     return scope
 
   def _move_below(self, parent: Scope) -> None:
     """Makes this the child of another scope; its keys stay the same."""
     self.parent = parent
-    self._haiku_path = None
-    self._levels = None
+    self._place = None
 
   def child(
     self,
@@ -379,11 +408,11 @@ class Scope:
 
   def variables(self) -> Any:
     """Returns the collections below this scope, all of them."""
-    return _as_flagged(self._run.store.variables(self))
+    return _as_flagged(self._run.store.variables(self.place))
 
   def mutable_variables(self) -> Any:
     """Returns the collections below this scope that may be changed."""
-    found = self._run.store.variables(self)
+    found = self._run.store.variables(self.place)
     return _as_flagged(
       {col: x for col, x in found.items() if in_filter(self.mutable, col)}
     )
@@ -426,9 +455,22 @@ class Scope:
 
   def initial_param(self, init_fn: Callable[..., Any], args, kwargs) -> Any:
     """Returns the initial value of a new parameter, by a new key."""
+    if isinstance(init_fn, FromHaiku) and self._run.is_in_haiku:
+      # It draws its own key, as in a module of Haiku's.
+      return call_keyless(init_fn.initializer, *args, **kwargs)
     rng, suffix = self._next_rng('params')
     is_recorded = self._run.is_recorded
     return initial_value(init_fn, rng, suffix, args, kwargs, is_recorded)
+
+  def _new_param(self, name: str, init_fn: Callable[..., Any], args, kwargs):
+    """Returns `initial_param`, or raises if no parameter may be made."""
+    if not in_filter(self.mutable, 'params'):
+      if self._must_be_given:
+        raise _haiku_words.missing_parameter(self.haiku_path, name)
+      if self.is_collection_empty('params'):
+        raise errors.ScopeCollectionNotFound('params', name, self.path_text)
+      raise errors.ScopeParamNotFoundError(name, self.path_text)
+    return self.initial_param(init_fn, args, kwargs)
 
   def _next_rng(self, name: str) -> tuple[jax.Array, tuple[str | int, ...]]:
     """Counts a key; returns its root and what is to be folded in."""
@@ -438,6 +480,8 @@ class Scope:
         return self._run.haiku_rng(), ()
       stream = self._streams.get('params')
       if stream is None:
+        if IN_HAIKU in self.flags:
+          raise _haiku_words.missing_key(self.haiku_path, name)
         raise errors.InvalidRngError(f'{self.name} needs PRNG for "{name}"')
       name = 'params'
     self._check_usable()
@@ -448,17 +492,27 @@ class Scope:
 
   # --- Variables ---
 
+  @property
+  def _must_be_given(self) -> bool:
+    """Whether variables that are asked for must be there, as parameters must.
+
+    So it is in `apply` of somebody's `hk.transform`. Made anew there, statistics
+    would silently be those of an untrained model.
+    """
+    flags = self.flags
+    return IN_HAIKU in flags and not flags['initializing']
+
   def get_variable(self, col: str, name: str, default: Any = None) -> Any:
     """Returns the value of a variable, or `default` where there is none."""
-    return self._run.store.get(self, col, name, default)
+    return self._run.store.get(self.place, col, name, default)
 
   def _is_array(self, col: str, name: str) -> bool:
     """Returns whether the variable is one array; False if that is not known."""
-    return self._run.store.is_array(self, col, name)
+    return self._run.store.is_array(self.place, col, name)
 
   def has_variable(self, col: str, name: str) -> bool:
     """Returns whether the variable is there."""
-    return self._run.store.has(self, col, name)
+    return self._run.store.has(self.place, col, name)
 
   def put_variable(self, col: str, name: str, value: Any) -> None:
     """Sets the value of a variable.
@@ -469,7 +523,21 @@ class Scope:
     self._check_usable()
     if not in_filter(self.mutable, col):
       raise errors.ModifyScopeVariableError(col, name, self.path_text)
-    self._run.store.put(self, col, name, value)
+    try:
+      self._run.store.put(self.place, col, name, value)
+    except CannotChange as e:
+      raise errors.ModifyScopeVariableError(
+        col, e.name, self.path_text
+      ) from None
+
+  def _merge(self, col: str, tree: Mapping[str, Any], only: Any) -> None:
+    """Puts a tree of variables here; of parameters, those in `only`."""
+    try:
+      self._run.store.merge(self.place, col, tree, only)
+    except CannotChange as e:
+      raise errors.ModifyScopeVariableError(
+        col, e.name, self.path_text
+      ) from None
 
   def variable(
     self,
@@ -493,17 +561,36 @@ class Scope:
     Raises:
       ScopeCollectionNotFound: the collection is empty and immutable.
       ScopeVariableNotFoundError: the variable is missing, and the collection
-        immutable or `init_fn` None.
+        immutable, or `init_fn` None, or this is `apply` of a Haiku function.
       ValueError: the name is taken.
     """
     self.reserve(name, col)
-    if not self._run.store.has_or_will(self, col, name):
-      if init_fn is None or not in_filter(self.mutable, col):
-        if self.is_collection_empty(col):
-          raise errors.ScopeCollectionNotFound(col, name, self.path_text)
-        raise errors.ScopeVariableNotFoundError(name, col, self.path_text)
-      self.put_variable(col, name, init_fn(*init_args, **init_kwargs))
+    if not self._run.store.has_or_will(self.place, col, name):
+      self.check_may_make(col, name, init_fn is not None)
+      value = call_keyless(init_fn, *init_args, **init_kwargs)
+      self.put_variable(col, name, value)
     return Variable(self, col, name, unbox)
+
+  def check_may_make(self, col: str, name: str, can: bool = True) -> None:
+    """Raises unless a variable that is asked for, and missing, may be made.
+
+    Args:
+      col: its collection.
+      name: its name.
+      can: whether there is a way to make it.
+
+    Raises:
+      ScopeCollectionNotFound: the collection is empty.
+      ScopeVariableNotFoundError: it is not.
+    """
+    if self._must_be_given:
+      key = _haiku.state_key(col, name)
+      raise _haiku_words.missing_state(self.haiku_path, key)
+    if can and in_filter(self.mutable, col):
+      return
+    if self.is_collection_empty(col):
+      raise errors.ScopeCollectionNotFound(col, name, self.path_text)
+    raise errors.ScopeVariableNotFoundError(name, col, self.path_text)
 
   def param(
     self,
@@ -517,7 +604,8 @@ class Scope:
 
     Args:
       name: its name.
-      init_fn: takes a key, then the arguments; returns the initial value.
+      init_fn: takes a key, then the arguments; returns the initial value. Or
+        an object of `hk.initializers`.
       *init_args: arguments of `init_fn`.
       unbox: whether the result is without its box of metadata.
       **init_kwargs: keyword arguments of `init_fn`.
@@ -529,9 +617,18 @@ class Scope:
       ValueError: the name is taken.
     """
     self.reserve(name, 'params')
-    value: Any = self._run.store.param(
-      self, name, init_fn, init_args, init_kwargs
+    init_fn = as_linen(init_fn)
+    make = functools.partial(
+      self._new_param, name, init_fn, init_args, init_kwargs
     )
+    try:
+      value: Any = self._run.store.param(
+        self.place, name, init_fn, init_args, init_kwargs, make
+      )
+    except WrongShape as e:
+      raise errors.ScopeParamShapeError(
+        name, self.path_text, e.found, e.wanted
+      ) from None
     return meta.unbox(value) if unbox else value
 
   # --- Flags ---
@@ -588,18 +685,36 @@ def bind(
 
 # Under Flax's name: libraries that change how variables are made call it.
 def _unfreeze_variables(
-  variables: VariableDict, mutable: CollectionFilter
+  variables: Mapping[str, Any], mutable: CollectionFilter
 ) -> dict[str, Any]:
   """Returns collections by name, those that are mutable as dicts of our own."""
-  return {
-    col: unfreeze(x) if in_filter(mutable, col) else x  # type: ignore[arg-type]
-    for col, x in variables.items()
-  }
+  own = {col: _haiku.with_own_levels(x) for col, x in variables.items()}
+  for col in own:
+    if in_filter(mutable, col):
+      own[col] = unfreeze(own[col])
+  return own
+
+
+def execute_once(scopes: Sequence[Scope], body: Callable[[], T]) -> T:
+  """Calls `body` in the only run of the variables of some scopes.
+
+  Args:
+    scopes: scopes that were made for this run.
+    body: the function, without arguments.
+
+  Returns:
+    What `body` returns; then the variables of the scopes are what it made them.
+  """
+  for scope in scopes:
+    scope._modules.take()  # A thread that `body` starts uses copies.
+  return execute([scope._as_root() for scope in scopes], body, once=True)
 
 
 def _check_variables(variables: Any) -> None:
+  if not _haiku.is_level(variables):
+    raise errors.ApplyScopeInvalidVariablesTypeError()
   for col, tree in variables.items():
-    if not isinstance(col, str) or not isinstance(tree, (dict, FrozenDict)):
+    if not isinstance(col, str) or not _haiku.is_level(tree):
       raise errors.ApplyScopeInvalidVariablesTypeError()
     if not all(isinstance(name, str) for name in tree):
       raise errors.ApplyScopeInvalidVariablesTypeError()
@@ -631,12 +746,12 @@ def apply(
     streams = _as_streams(rngs)
     _check_variables(variables)
     params = variables.get('params')
-    if isinstance(params, (dict, FrozenDict)) and 'params' in params:
+    if _haiku.is_level(params) and 'params' in params:
       raise errors.ApplyScopeInvalidVariablesStructureError(variables)
     scope = Scope(variables, rngs=streams, mutable=mutable, flags=flags)
     scope._run.haiku_root = haiku_root
     with scope.temporary():
-      y = scope._run.execute(scope, lambda: fn(scope, *args, **kwargs))
+      y = execute_once([scope], lambda: fn(scope, *args, **kwargs))
     return y if mutable is False else (y, scope.mutable_variables())
 
   return wrapper
@@ -644,7 +759,7 @@ def apply(
 
 def _is_valid_rngs(rngs: Any) -> bool:
   """Returns whether `rngs` maps names of streams to keys."""
-  return isinstance(rngs, (FrozenDict, dict)) and all(
+  return isinstance(rngs, Mapping) and all(
     isinstance(name, str) and _is_valid_rng(rng) for name, rng in rngs.items()
   )
 

@@ -3,6 +3,9 @@
 from contextlib import AbstractContextManager
 from typing import Any
 
+import jax
+import jax.core
+import jax.numpy as jnp
 from jax.extend import core as jex_core
 
 from haiku_state import errors
@@ -32,10 +35,21 @@ class Trace:
   def __init__(self) -> None:
     self._state = current_trace()
     self._trace = jex_core.find_top_trace(())
+    self._is_recorded: bool | None = None
 
   def is_current(self) -> bool:
     """Returns whether no transformation was entered or left since then."""
     return current_trace() == self._state
+
+  def is_recorded(self) -> bool:
+    """Returns whether JAX records what is computed here, as under `jax.jit`.
+
+    Under a `jax.vmap` alone it computes, operation by operation.
+    """
+    if self._is_recorded is None:
+      # Where all is recorded, constants are, too.
+      self._is_recorded = isinstance(jnp.zeros(()), jax.core.Tracer)
+    return self._is_recorded
 
   def entered(self) -> AbstractContextManager[None]:
     """Returns a context in which the trace is current once more."""

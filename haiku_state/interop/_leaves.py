@@ -43,13 +43,16 @@ class Kind(NamedTuple):
   """How one kind of layer is converted.
 
   Attributes:
-    requires: the linen layer, with the arguments that make it equal.
+    requires: the linen layer, with the arguments that make it equal, in which
+      options may stand in braces.
     leaves: the leaves that have one counterpart. Those that a layer does not
       have, such as a bias, are left out.
     to_linen: converts the other leaves, which need each other.
     to_haiku: its inverse.
     needs: the names of Haiku's that `to_linen` needs.
     needs_linen: the names of linen's that `to_haiku` needs.
+    note: says what the leaves alone do not tell, given the options and whether
+      the way is from Haiku; None if there is nothing to say.
   """
 
   requires: str
@@ -58,6 +61,7 @@ class Kind(NamedTuple):
   to_haiku: Callable[[Leaves, Options], Leaves] | None = None
   needs: tuple[Names, ...] = ()
   needs_linen: tuple[Names, ...] = ()
+  note: Callable[[Options, bool], str | None] = lambda options, forward: None
 
 
 def same(x: Any) -> Any:
@@ -83,6 +87,11 @@ def concat(xs: Sequence[Any], axis: int) -> Any:
   return jnp.concatenate(xs, axis)
 
 
+def shapes(leaves: Leaves) -> dict[Names, tuple[int, ...]]:
+  """Returns the shapes of leaves, by name."""
+  return {name: tuple(getattr(x, 'shape', ())) for name, x in leaves.items()}
+
+
 def convert(
   kind: Kind, given: Leaves, options: Options, forward: bool, where: str
 ) -> Leaves:
@@ -91,7 +100,8 @@ def convert(
   Args:
     kind: its kind.
     given: its leaves. Those that are converted are taken out.
-    options: the options of its row.
+    options: the options of its row, and by name the shapes of the leaves that
+      are `given` and of those of the `target`, as far as there is one.
     forward: from Haiku to linen, or back.
     where: its place, for errors.
 

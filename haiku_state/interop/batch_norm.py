@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from haiku_state.interop import _leaves as lv
+from haiku_state.interop import _units as units
 from haiku_state.interop._leaves import ConversionError, Leaf
 
 # The largest power of two of int32; `decay**counter` is zero in float32 for
@@ -174,21 +175,35 @@ def _shaped(x: Any, shape: Sequence[int] | None) -> Any:
 
 
 def _leaves(options: lv.Options) -> tuple[Leaf, ...]:
-  def shaped(x):
-    return _shaped(x, _shape(x, options))
-
+  options = _with_rank(options)
   return (
-    Leaf(('scale',), ('params', 'scale'), _squeezed, shaped),
-    Leaf(('offset',), ('params', 'bias'), _squeezed, shaped),
+    units.leaf('scale', 'scale', options),
+    units.leaf('offset', 'bias', options),
   )
 
 
-def _shape(x: Any, options: lv.Options) -> tuple[int, ...]:
-  """Returns the shape of a leaf in Haiku."""
-  if options.get('shape') is not None:
-    return options['shape']
-  rank = options['rank'] or 1 + len(x.shape)
-  return (1,) * (rank - len(x.shape)) + tuple(x.shape)
+def _with_rank(options: lv.Options) -> lv.Options:
+  """Returns options with a rank, guessed where nothing tells it."""
+  if not _is_guessed(options):
+    return options
+  rank = 1 + max((len(shape) for shape in options['given'].values()), default=1)
+  return {**options, 'kept': options['kept']._replace(rank=rank)}
+
+
+def _is_guessed(options: lv.Options) -> bool:
+  kept = options['kept']
+  return kept.axes == -1 and kept.rank is None and not options['target']
+
+
+def _note(options: lv.Options, forward: bool) -> str | None:
+  if forward or not _is_guessed(options):
+    return None
+  rank = _with_rank(options)['kept'].rank
+  return (
+    f"the rank of the inputs was guessed to be {rank}, by which Haiku's leaves"
+    ' have their shape. Pass `rank=` to `layers.batch_norm`, or the parameters'
+    ' and state of the Haiku model, or their shapes, as `target=`'
+  )
 
 
 def _name(ema: str, key: str) -> lv.Names:
@@ -210,7 +225,10 @@ def _to_linen(leaves: lv.Leaves, options: lv.Options) -> lv.Leaves:
         f' "average". Found {sorted(values)}.'
       )
   stats = batch_norm_from_haiku(state, options['for_'], options['momentum'])
-  return {('batch_stats', name): x for name, x in stats.items()}
+  names = {name: ('batch_stats', name) for name in stats}
+  return {
+    names[n]: units.dropped(x, options, names[n]) for n, x in stats.items()
+  }
 
 
 def _to_haiku(leaves: lv.Leaves, options: lv.Options) -> lv.Leaves:
@@ -221,11 +239,11 @@ def _to_haiku(leaves: lv.Leaves, options: lv.Options) -> lv.Leaves:
   if missing:
     raise ConversionError(f'A BatchNorm needs {lv.text(missing[0])}.')
   stats = {name: leaves.pop(('batch_stats', name)) for name in _EMAS}
+  shaped = units.kept(
+    stats['mean'], _with_rank(options), _name('mean_ema', 'average')
+  )
   state = batch_norm_to_haiku(
-    stats,
-    options['counter'],
-    options['momentum'],
-    _shape(stats['mean'], options),
+    stats, options['counter'], options['momentum'], shaped.shape
   )
   return {
     _name(ema, key): value
@@ -235,5 +253,9 @@ def _to_haiku(leaves: lv.Leaves, options: lv.Options) -> lv.Leaves:
 
 
 BATCH_NORM = lv.Kind(
-  'BatchNorm(epsilon=1e-5, momentum=decay_rate)', _leaves, _to_linen, _to_haiku
+  'BatchNorm(epsilon=1e-5, momentum=decay_rate{axes})',
+  _leaves,
+  _to_linen,
+  _to_haiku,
+  note=_note,
 )

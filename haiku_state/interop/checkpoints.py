@@ -14,76 +14,19 @@ dicts; `interop.from_haiku` and `interop.weights_from_haiku` go on from there.
 
 from __future__ import annotations
 
-import collections
-import io
+import contextlib
 import os
 import pathlib
-import pickle
 import tempfile
-import zipfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
-
 from haiku_state import serialization
-from haiku_state.core.frozen_dict import FrozenDict
+from haiku_state.interop import _npz, _pickles, _safetensors
+from haiku_state.interop._plain import Path, flat, leaves, nested, told
+from haiku_state.interop._plain import WeightsFileError as WeightsFileError
 
-Path = str | os.PathLike[str]
-
-
-class WeightsFileError(ValueError):
-  """A file of weights that cannot be read, or be written."""
-
-
-# --- Flat names --------------------------------------------------------------
-
-
-def _nested(flat: Mapping[str, Any], separator: str, path: Path) -> Any:
-  """Returns flat names as nested dicts."""
-  out: dict[str, Any] = {}
-  for name, value in flat.items():
-    level = out
-    *parts, last = name.split(separator)
-    for part in parts:
-      level = level.setdefault(part, {})
-      if not isinstance(level, dict):
-        raise _clash(path, name, part)
-    if last in level:
-      raise _clash(path, name, last)
-    level[last] = value
-  return out
-
-
-def _clash(path: Path, name: str, part: str) -> WeightsFileError:
-  return WeightsFileError(
-    f'{path}: "{name}": "{part}" is the name of a value and of a level.'
-  )
-
-
-def _flat(
-  tree: Mapping[str, Any], separator: str, path: Path
-) -> dict[str, np.ndarray]:
-  flat: dict[str, np.ndarray] = {}
-  for parts, value in _walk(tree, ()):
-    bad = [part for part in parts if separator in part]
-    if bad:
-      raise WeightsFileError(
-        f'{path}: the name "{bad[0]}" has "{separator}", by which names are'
-        ' joined. Pass another `separator=`.'
-      )
-    flat[separator.join(parts)] = np.asarray(value)
-  return flat
-
-
-def _walk(
-  tree: Mapping[Any, Any], parts: tuple[str, ...]
-) -> Iterator[tuple[tuple[str, ...], Any]]:
-  for name, value in tree.items():
-    if isinstance(value, (dict, FrozenDict)):
-      yield from _walk(value, (*parts, str(name)))
-    else:
-      yield (*parts, str(name)), value
+# --- Writing -----------------------------------------------------------------
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -111,7 +54,8 @@ def load_npz(path: Path, separator: str = '//') -> dict[str, Any]:
   Args:
     path: the file.
     separator: what joins names: `//` in AlphaFold's, which gives Haiku's two
-      levels; `:` in GraphCast's, whose parameters are below `params`.
+      levels; `:` in GraphCast's, whose parameters are below `params`. With an
+      empty one the names stay whole.
 
   Returns:
     Nested dicts of NumPy arrays.
@@ -119,39 +63,19 @@ def load_npz(path: Path, separator: str = '//') -> dict[str, Any]:
   Raises:
     WeightsFileError: the file is damaged, holds Python objects, or has two
       names of which one lies below the other.
+    MemoryError: its arrays are larger than memory.
   """
-  try:
-    flat = _read_npz(path)
-  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as e:
-    if isinstance(e, (FileNotFoundError, IsADirectoryError, PermissionError)):
-      raise
-    raise WeightsFileError(
-      f'{path}: it is no npz file of arrays, or is damaged: {e}'
-    ) from e
-  return _nested(flat, separator, path)
-
-
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
-  file = np.load(path, allow_pickle=False)
-  if not isinstance(file, np.lib.npyio.NpzFile):
-    raise ValueError('there is one array in it, without a name')
-  with file:
-    out = {}
-    for name in file.files:
-      try:
-        array = file[name]
-      except Exception as e:
-        raise ValueError(f'"{name}": {e}') from e
-      if not isinstance(array, np.ndarray):
-        raise ValueError(f'"{name}" is no array')
-      out[name] = array
-    return out
+  with told(path, 'npz file of arrays'):
+    return nested(_npz.read(path), separator)
 
 
 def save_npz(
   path: Path, tree: Mapping[str, Any], separator: str = '//'
 ) -> None:
-  """Writes an npz file; `load_npz` reads it.
+  """Writes an npz file; `load_npz` reads it, and so does `numpy.load`.
+
+  A dtype that JAX adds to those of NumPy, such as bfloat16, is kept by a note
+  in the file; `numpy.load` shows raw bytes, `V2` for bfloat16, in its place.
 
   Args:
     path: the file, which is replaced whole or not at all.
@@ -159,29 +83,16 @@ def save_npz(
     separator: what joins names; no name may have it.
 
   Raises:
-    WeightsFileError: a name has the separator.
+    WeightsFileError: a leaf or a name would not come back as it is. Nothing is
+      written.
   """
-  buffer = io.BytesIO()
-  arrays: dict[str, Any] = _flat(tree, separator, path)
-  if 'file' in arrays:
-    raise WeightsFileError(
-      f'{path}: NumPy cannot write an array that is called "file". Rename it.'
-    )
-  np.savez(buffer, **arrays)
-  _write(path, buffer.getvalue())
+  found = flat(tree, separator, path)
+  with _refusing(path):
+    content = _npz.written(found)
+  _write(path, content)
 
 
 # --- safetensors -------------------------------------------------------------
-
-
-def _safetensors() -> Any:
-  try:
-    import safetensors.numpy
-  except ImportError as e:
-    raise ImportError(
-      "safetensors files need: pip install 'haiku_state[safetensors]'"
-    ) from e
-  return safetensors
 
 
 def load_safetensors(path: Path, separator: str = '/') -> dict[str, Any]:
@@ -197,18 +108,10 @@ def load_safetensors(path: Path, separator: str = '/') -> dict[str, Any]:
   Raises:
     WeightsFileError: the file is damaged, or has two names of which one lies
       below the other.
-    ImportError: safetensors is not installed.
+    MemoryError: its arrays are larger than memory.
   """
-  st = _safetensors()
-  try:
-    flat = st.numpy.load_file(path)
-  except FileNotFoundError:
-    raise
-  except (st.SafetensorError, ValueError, OSError) as e:
-    raise WeightsFileError(
-      f'{path}: it is no safetensors file, or is damaged: {e}'
-    ) from e
-  return _nested(flat, separator, path) if separator else flat
+  with told(path, 'safetensors file'):
+    return nested(_safetensors.read(path), separator)
 
 
 def save_safetensors(
@@ -216,15 +119,31 @@ def save_safetensors(
 ) -> None:
   """Writes a safetensors file; see `load_safetensors`.
 
+  A dtype that the format does not have, such as int4 or text, is kept as bytes
+  with a note in the file, which other readers show as `U8`.
+
+  Args:
+    path: the file, which is replaced whole or not at all.
+    tree: nested dicts of arrays.
+    separator: what joins names; no name may have it.
+
   Raises:
-    WeightsFileError: a name has the separator. Haiku's names have `/`: write
-      the nested `interop.from_haiku(params)`, or pass `separator='//'`.
-    ImportError: safetensors is not installed.
+    WeightsFileError: a leaf or a name would not come back as it is. Nothing is
+      written. Haiku's names have `/`: write the nested
+      `interop.from_haiku(params)`, or pass `separator='//'`.
   """
-  st = _safetensors()
-  flat = _flat(tree, separator, path)
-  flat = {name: np.ascontiguousarray(x) for name, x in flat.items()}
-  _write(path, st.numpy.save(flat))
+  found = flat(tree, separator, path)
+  with _refusing(path):
+    content = _safetensors.written(found)
+  _write(path, content)
+
+
+@contextlib.contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+  try:
+    yield
+  except WeightsFileError as e:
+    raise WeightsFileError(f'{path}: {e}') from e
 
 
 # --- msgpack -----------------------------------------------------------------
@@ -241,50 +160,63 @@ def load_msgpack(path: Path) -> dict[str, Any]:
 
   Raises:
     WeightsFileError: the file is damaged.
+    MemoryError: its arrays are larger than memory.
     ImportError: msgpack is not installed.
   """
-  content = pathlib.Path(path).read_bytes()
-  try:
-    tree = serialization.msgpack_restore(content)
-  except ImportError:
-    raise
-  except Exception as e:  # msgpack has many, and NumPy its own.
-    raise WeightsFileError(
-      f'{path}: it is no msgpack file of arrays, or is damaged: {e}'
-    ) from e
-  if not isinstance(tree, dict):
-    raise WeightsFileError(
-      f'{path}: expected a dict, found {type(tree).__name__}.'
-    )
-  return tree
+  with told(path, 'msgpack file of arrays'):
+    tree = serialization.msgpack_restore(pathlib.Path(path).read_bytes())
+    if not isinstance(tree, dict):
+      raise WeightsFileError(f'expected a dict, found {type(tree).__name__}.')
+    for _ in leaves(tree):  # Names are strings, and not too deep.
+      pass
+    return tree
 
 
 def save_msgpack(path: Path, tree: Mapping[str, Any]) -> None:
-  """Writes a msgpack file, which Flax reads, too."""
-  _write(path, serialization.to_bytes(tree))
+  """Writes a msgpack file, which Flax reads, too.
+
+  Args:
+    path: the file, which is replaced whole or not at all.
+    tree: what `serialization.to_bytes` takes.
+
+  Raises:
+    WeightsFileError: a leaf would not come back as it is. Nothing is written.
+    ImportError: msgpack is not installed.
+  """
+  try:
+    content = serialization.to_bytes(tree)
+  except (ValueError, TypeError) as e:
+    raise WeightsFileError(f'{path}: {e} Nothing is written.') from e
+  _write(path, content)
 
 
 # --- Pickles -----------------------------------------------------------------
 
 
-def load_pickle(path: Path, *, trust: bool = False) -> Any:
+def load_pickle(
+  path: Path, *, trust: bool = False, several: bool = False
+) -> Any:
   """Reads a pickle of Haiku's parameters, without executing anything.
 
-  A pickle is a program. This reads the arrays, dicts, lists and tuples in it,
-  and refuses everything else: no function of the file's choice is called.
+  A pickle is a program. This has an interpreter of its own, which knows the
+  operations that occur in Haiku's checkpoints and makes dicts, lists, tuples,
+  numbers, text and arrays of those; anything else in the file is refused. What
+  it costs is bounded by the size of the file.
 
   Args:
     path: the file.
     trust: must be True. Pickles are a format for one's own files; write others
       as npz or safetensors.
+    several: whether the file holds several pickles one behind the other, as
+      several calls of `pickle.dump` write them.
 
   Returns:
     What was pickled: dicts of NumPy arrays. Haiku's own mappings become dicts,
-    JAX's arrays NumPy arrays.
+    JAX's arrays NumPy arrays. With `several`, a list with an item for each.
 
   Raises:
     WeightsFileError: `trust` is not given, the file is damaged, or it has
-      something else in it.
+      something else in it: the text says what, and at which byte.
   """
   if trust is not True:
     raise WeightsFileError(
@@ -292,119 +224,18 @@ def load_pickle(path: Path, *, trust: bool = False) -> Any:
       ' where it comes from. Nothing in it is executed even then.'
     )
   with open(path, 'rb') as file:
-    try:
-      return _plain(_Unpickler(file).load())
-    except WeightsFileError as e:
-      raise WeightsFileError(f'{path}: {e}') from e
-    except Exception as e:  # A damaged pickle raises anything.
-      raise WeightsFileError(
-        f'{path}: it is no pickle, or is damaged: {e}'
-      ) from e
-
-
-class _Mapping:
-  """Takes the place of Haiku's mappings, whose state is what they hold."""
-
-  def __init__(self, *args: Any):
-    self.args = args
-    self.state: Any = None
-
-  def __setstate__(self, state: Any) -> None:
-    self.state = state
-
-
-def _flat_mapping(*args: Any) -> Any:
-  return _Mapping(*args)
-
-
-def _jax_array(fun: Any, args: Any, state: Any, aval_state: Any) -> np.ndarray:
-  """Returns the NumPy array that JAX pickles in an array."""
-  del aval_state
-  array = fun(*args)
-  if not isinstance(array, np.ndarray):
-    raise WeightsFileError('an array in it is none')
-  array.__setstate__(state)
-  return array
-
-
-def _plain(x: Any) -> Any:
-  """Returns a tree with dicts in the place of other mappings."""
-  if isinstance(x, _Mapping):
-    found = x.state if x.state is not None else (x.args or ({},))[0]
-    if isinstance(found, dict) and set(found) == {'_mapping'}:
-      found = found['_mapping']
-    if not isinstance(found, (dict, _Mapping)):
-      raise WeightsFileError('a mapping of Haiku in it is of a form not known')
-    return _plain(found)
-  if isinstance(x, dict):
-    return {key: _plain(value) for key, value in x.items()}
-  if type(x) in (list, tuple):
-    return type(x)(map(_plain, x))
-  return x
-
-
-def _numpy_reconstruct(kind: Any, shape: Any, dtype: Any) -> np.ndarray:
-  del kind, shape, dtype
-  return np.empty((0,), np.int8)
-
-
-def _numpy_scalar(dtype: Any, content: Any = b'') -> Any:
-  return np.frombuffer(content, dtype)[0]
-
-
-def _numpy_frombuffer(
-  buffer: Any, dtype: Any, shape: Any, order: Any
-) -> np.ndarray:
-  return np.frombuffer(buffer, dtype).reshape(shape, order=order)
-
-
-def _bytes(text: str, encoding: str) -> bytes:
-  """Returns bytes, which old protocols write as text."""
-  if encoding != 'latin1':
-    raise WeightsFileError(f'bytes in it are encoded by {encoding!r}')
-  return text.encode('latin1')
-
-
-_ML_DTYPES = ('bfloat16', 'float8_e4m3fn', 'float8_e5m2')
-
-
-def _ml_dtype(name: str) -> Any:
-  import ml_dtypes  # JAX brings it.
-
-  return getattr(ml_dtypes, name)
-
-
-# What a pickle may name, and what stands for it here.
-_ALLOWED: dict[tuple[str, str], Any] = {
-  ('collections', 'OrderedDict'): collections.OrderedDict,
-  ('collections', 'defaultdict'): collections.OrderedDict,
-  ('builtins', 'dict'): dict,
-  ('_codecs', 'encode'): _bytes,
-  ('numpy', 'dtype'): np.dtype,
-  ('numpy', 'ndarray'): np.ndarray,
-  ('jax._src.array', '_reconstruct_array'): _jax_array,
-  ('haiku._src.data_structures', 'FlatMapping'): _flat_mapping,
-  ('haiku._src.data_structures', 'FlatMap'): _flat_mapping,
-  ('haiku._src.data_structures', 'frozendict'): _flat_mapping,
-}
-for _core in ('numpy.core', 'numpy._core'):
-  _ALLOWED |= {
-    (f'{_core}.multiarray', '_reconstruct'): _numpy_reconstruct,
-    (f'{_core}.multiarray', 'scalar'): _numpy_scalar,
-    (f'{_core}.numeric', '_frombuffer'): _numpy_frombuffer,
-  }
-
-
-class _Unpickler(pickle.Unpickler):
-  """Knows the names in `_ALLOWED`, and no others."""
-
-  def find_class(self, module: str, name: str) -> Any:
-    if module == 'ml_dtypes' and name in _ML_DTYPES:
-      return _ml_dtype(name)
-    found = _ALLOWED.get((module, name))
-    if found is None:
-      raise WeightsFileError(
-        f'it names `{module}.{name}`, which is neither an array nor a dict, and'
-        ' is not looked up.'
-      )
-    return found
+    size = os.fstat(file.fileno()).st_size
+    found = []
+    while not found or file.tell() < size:
+      begin = file.tell()
+      if len(found) == 1 and not several:
+        raise WeightsFileError(
+          f'{path}: behind its end at byte {begin} there are {size - begin}'
+          ' bytes more. If it is several pickles, pass `several=True`.'
+        )
+      try:
+        found.append(_pickles.read(file, size - begin))
+      except WeightsFileError as e:
+        part = f', pickle {len(found)} from byte {begin} on' if begin else ''
+        raise WeightsFileError(f'{path}{part}: {e}') from e
+  return found if several else found[0]

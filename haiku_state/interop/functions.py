@@ -12,7 +12,7 @@ import jax
 from haiku_state import errors
 from haiku_state.core.filters import DenyList
 from haiku_state.interop import trees
-from haiku_state.linen._module.haiku_binding import haiku_name
+from haiku_state.linen._module.haiku_names import haiku_name
 from haiku_state.linen.module import Module, nowrap
 
 # Which stream a Haiku function, which knows one, takes its key from.

@@ -47,7 +47,7 @@ def to_haiku(
 
   Raises:
     ValueError: there is no root, and a name at the top is `~` or begins with
-      `/`: these names Haiku gives to something else.
+      `haiku:/`: these names are given to something else.
   """
   if root is not None:
     params, state = _haiku.to_haiku(variables, root)
@@ -74,7 +74,7 @@ def _without_root(bundles: Bundles) -> Bundles:
   for path, bundle in bundles.items():
     if not _haiku.is_below(path, _NO_ROOT):
       raise ValueError(
-        f'The name "/{path}" is that of a Haiku module outside of the root.'
+        f'The name "{_haiku.OUTSIDE}{path}" is that of a Haiku module outside of the root.'
         ' Pass the name of the root as `root=`.'
       )
     name = path[len(_NO_ROOT) + 1 :]
@@ -84,7 +84,7 @@ def _without_root(bundles: Bundles) -> Bundles:
         ' Haiku has for what is in no module. Pass a name for the root as'
         ' `root=`.'
       )
-    out[name or _TOP] = bundle
+    out[_TOP if path == _NO_ROOT else name] = bundle
   return out
 
 
@@ -105,7 +105,8 @@ def from_haiku(
     state: state by module and name. It becomes the collection `state`, but for
       the state of linen-style modules, which keeps its collection.
     root: the Haiku name of the module at the top, which the result does not
-      show. What lies outside of it is found under names that begin with `/`.
+      show. What lies outside of it is found under names that begin with
+      `haiku:/`.
 
   Returns:
     Collections by name.

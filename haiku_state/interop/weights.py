@@ -22,6 +22,7 @@ from typing import Any
 from haiku_state.core.frozen_dict import FrozenDict
 from haiku_state.interop import _leaves as lv
 from haiku_state.interop._leaves import ConversionError
+from haiku_state.interop._units import Kept
 from haiku_state.interop.layers import KINDS, Layer
 
 Bundles = dict[str, dict[str, Any]]
@@ -37,12 +38,14 @@ class Row:
     linen: the names of the linen module, joined by `/`.
     requires: the linen layer whose outputs are equal.
     leaves: how many leaves were made.
+    note: what was guessed, or has to be known beside, if anything.
   """
 
   haiku: str
   linen: str
   requires: str
   leaves: int
+  note: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +71,7 @@ class Report:
     lines = [f'{n} of {n} layers converted, {leaves} leaves.']
     for row in self.rows:
       lines.append(f'  {row.haiku} -> {row.linen or "/"}: {row.requires}')
+      lines += [f'    note: {row.note}.'] if row.note else []
     lines += [f'  not converted: {name}' for name in self.unmatched]
     lines += [f'  made by no layer: {name}' for name in self.missing]
     return '\n'.join(lines)
@@ -110,6 +114,7 @@ def weights_from_haiku(
   for path, bundle in (state or {}).items():
     for key, value in bundle.items():
       given[True, path, key] = value
+  expected = {} if target is None else _flat(target)
   out: dict[tuple[str, ...], Any] = {}
   rows, counters = [], {}
   for path, layer in mapping.items():
@@ -117,7 +122,8 @@ def weights_from_haiku(
     names = {short: full for full, short in own.items()}
     values = {short: given[full] for short, full in names.items()}
     counter = values.get((lv.STATE, '~', 'mean_ema', 'counter'))
-    made = lv.convert(KINDS[layer.kind], values, layer.options, True, path)
+    options = _with_shapes(layer, values, _below_linen(expected, layer))
+    made = lv.convert(KINDS[layer.kind], values, options, True, path)
     for short, full in names.items():
       if short not in values:
         del given[full]
@@ -125,9 +131,9 @@ def weights_from_haiku(
       counters[path] = counter
     for (col, *below), value in made.items():
       _add(out, (col, *layer.names, *below), value)
-    rows.append(_row(path, layer, len(made)))
+    rows.append(_row(path, layer, options, True, len(made)))
   unmatched = tuple(_haiku_text(*name) for name in given)
-  missing = _fill(out, _flat(target) if target is not None else None, strict)
+  missing = _fill(out, None if target is None else expected, strict)
   report = Report(tuple(rows), unmatched, missing, counters)
   _check_strict(report, strict)
   return _nested(out), report
@@ -179,9 +185,31 @@ def _add(out: dict[tuple[str, ...], Any], name: tuple[str, ...], value) -> None:
   out[name] = value
 
 
-def _row(path: str, layer: Layer, leaves: int) -> Row:
-  requires = KINDS[layer.kind].requires.format(**layer.options)
-  return Row(path, '/'.join(layer.names), requires, leaves)
+def _below_linen(
+  given: Mapping[tuple[str, ...], Any], layer: Layer
+) -> dict[tuple[str, ...], Any]:
+  """Returns the leaves of a linen module by their names below it."""
+  n = len(layer.names)
+  return {
+    (full[0], *full[1 + n :]): value
+    for full, value in given.items()
+    if full[1 : 1 + n] == layer.names
+  }
+
+
+def _with_shapes(layer: Layer, given: lv.Leaves, target: lv.Leaves):
+  """Returns the options of a row with the shapes of what they speak of."""
+  shapes = {'given': lv.shapes(given), 'target': lv.shapes(target)}
+  return {'kept': Kept(), 'axes': '', **layer.options, **shapes}
+
+
+def _row(
+  path: str, layer: Layer, options: lv.Options, forward: bool, leaves: int
+) -> Row:
+  kind = KINDS[layer.kind]
+  requires = kind.requires.format(**options)
+  note = kind.note(options, forward)
+  return Row(path, '/'.join(layer.names), requires, leaves, note)
 
 
 def _haiku_text(is_state: bool, path: str, key: str) -> str:
@@ -284,8 +312,9 @@ def weights_to_haiku(
   Args:
     variables: collections by name.
     mapping: the mapping, as from Haiku.
-    target: parameters and state of the Haiku model, or their shapes, to compare
-      with. It also shows the rank of `hk.BatchNorm`'s.
+    target: parameters and state of the Haiku model, or their shapes, such as
+      `jax.eval_shape(f.init, key, x)`, to compare with. They also show where
+      Haiku keeps axes of size one, as in the leaves of `hk.BatchNorm`.
     strict: see `weights_from_haiku`.
 
   Returns:
@@ -306,7 +335,9 @@ def weights_to_haiku(
       if below[: len(layer.names)] == layer.names:
         short = (col, *below[len(layer.names) :])
         values[short], names[short] = given[full], full
-    options = _with_shape(layer.options, path, expected)
+    shown = _below_haiku(expected or {}, path)
+    shapes = {short: expected[full] for full, short in shown.items()}
+    options = _with_shapes(layer, values, shapes)
     where = '/'.join(layer.names)
     made = lv.convert(KINDS[layer.kind], values, options, False, where)
     for short, full in names.items():
@@ -316,7 +347,7 @@ def weights_to_haiku(
       is_state = short[0] == lv.STATE
       *below, key = short[1:] if is_state else short
       out[is_state, '/'.join((path, *below)), key] = value
-    rows.append(_row(path, layer, len(made)))
+    rows.append(_row(path, layer, options, False, len(made)))
   unmatched = tuple('/'.join(name) for name in given)
   missing = _fill(out, expected, strict)
   report = Report(tuple(rows), unmatched, missing)
@@ -337,19 +368,3 @@ def _flat_haiku(
     for path, bundle in bundles.items()
     for key, value in bundle.items()
   }
-
-
-def _with_shape(
-  options: lv.Options, path: str, expected: Mapping[Any, Any] | None
-) -> lv.Options:
-  """Returns options with the shape that `hk.BatchNorm` has in the target."""
-  if 'rank' not in options or expected is None:
-    return options
-  for name in (
-    (True, f'{path}/~/mean_ema', 'average'),
-    (False, path, 'scale'),
-    (False, path, 'offset'),
-  ):
-    if name in expected:
-      return {**options, 'shape': _shape(expected[name])}
-  return options

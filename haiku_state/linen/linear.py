@@ -16,6 +16,7 @@ from jax import lax
 from opt_einsum import parser
 
 from haiku_state.core import meta
+from haiku_state.core._initializers import as_linen
 from haiku_state.linen import initializers
 from haiku_state.linen.dtypes import promote_dtype
 from haiku_state.linen.module import Module, compact, merge_param, nowrap
@@ -254,7 +255,7 @@ class _FlatInit:
   def __call__(
     self, key: PRNGKey, shape: Shape, dtype: Dtype = jnp.float32
   ) -> Any:
-    value = self.init(key, self.flat_shape, dtype)
+    value = as_linen(self.init)(key, self.flat_shape, dtype)
     if isinstance(value, meta.AxisMetadata):
       return meta.replace_boxed(value, jnp.reshape(value.unbox(), shape))
     return jnp.reshape(value, shape)

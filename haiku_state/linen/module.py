@@ -17,12 +17,10 @@ from haiku_state.core.frozen_dict import FrozenDict as FrozenDict
 from haiku_state.core.scope import FrozenVariableDict as FrozenVariableDict
 from haiku_state.core.scope import Scope, Variable
 from haiku_state.core.scope import VariableDict as VariableDict
-from haiku_state.linen._module import calls, methods, submodules
+from haiku_state.linen._module import binding, calls, methods, submodules
 from haiku_state.linen._module.arguments import merge_param as merge_param
-from haiku_state.linen._module.calls import (
-  DEFAULT_INIT_MUTABLE,
-  CaptureFilter,
-)
+from haiku_state.linen._module.base import CaptureFilter, ModuleBase
+from haiku_state.linen._module.calls import DEFAULT_INIT_MUTABLE
 from haiku_state.linen._module.calls import apply as apply
 from haiku_state.linen._module.calls import (
   capture_call_intermediates as capture_call_intermediates,
@@ -53,13 +51,17 @@ from haiku_state.linen._module.fields import (
 )
 from haiku_state.linen._module.fields import (
   check_attribute,
+  detached,
+  is_haikus,
   make_dataclass,
   unspecified,
 )
-from haiku_state.linen._module.haiku_binding import called_by_haiku, enter_haiku
 from haiku_state.linen._module.metaclass import ModuleMeta
 from haiku_state.linen._module.methods import compact as compact
 from haiku_state.linen._module.methods import nowrap as nowrap
+from haiku_state.linen._module.methods import (
+  wrap_method_once as wrap_method_once,
+)
 from haiku_state.linen._module.repr import module_repr
 from haiku_state.linen._module.sharing import (
   compact_name_scope as compact_name_scope,
@@ -70,6 +72,7 @@ from haiku_state.linen._module.state import (
   ModuleState,
   SetupState,
 )
+from haiku_state.linen._module.threads import in_use
 from haiku_state.linen.kw_only_dataclasses import field
 
 traceback_util.register_exclusion(__file__)
@@ -104,7 +107,7 @@ def tuple_init() -> tuple[()]:
 
 
 @dataclass_transform(field_specifiers=(field,))
-class Module(hk.Module, metaclass=ModuleMeta):
+class Module(ModuleBase, hk.Module, metaclass=ModuleMeta):
   """The base class of layers and models.
 
   A subclass is a dataclass: its fields are its hyper-parameters. Submodules and
@@ -136,31 +139,12 @@ class Module(hk.Module, metaclass=ModuleMeta):
 
   AUTO_REPR = False  # Haiku's is slow, and ours is Flax's.
 
-  scope = None
-  _state = UNINITIALIZED
-  _field_names = ()
-  _compact_name_scope_methods = ()
-  _setup_needed = False
-  # Whether an adopted copy keeps its name rather than that of the attribute.
-  _named_by_itself = False
-
-  # Haiku's needs a transform; fields are set by that of each dataclass.
-  __init__ = object.__init__
-
   if TYPE_CHECKING:
     # For type checkers: every module has these fields, behind its own.
     name: str | None = field(default=None, kw_only=True)
     parent: Module | Scope | _Sentinel | None = field(
       default=None, kw_only=True
     )
-    # Annotations that no reader of a subclass's type hints should meet.
-    scope: Scope | None
-    _state: ModuleState
-    _field_names: tuple[str, ...]
-    _compact_name_scope_methods: tuple[str, ...]
-    __dataclass_fields__: dict[str, Any]
-
-    def __init__(self, *args: Any, **kwargs: Any): ...
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
 
@@ -182,23 +166,30 @@ class Module(hk.Module, metaclass=ModuleMeta):
 
   # --- The life of an object ---
 
+  # Haiku's needs a transform. Each subclass has that of a dataclass.
+  def __init__(self, *args: Any, **kwargs: Any):
+    if args or kwargs:
+      raise TypeError(
+        f'{type(self).__name__} passes arguments to the `__init__` of'
+        ' haiku_state.linen.Module, as modules of Haiku do. A module of this kind'
+        ' is a dataclass: declare what it takes as fields, such as `features:'
+        ' int`, and make its submodules in `setup` or in a method marked by'
+        ' `@nn.compact`; `name` is a field of all. To keep an `__init__`, derive'
+        ' from hk.Module.'
+      )
+
   def __post_init__(self) -> None:
     own = vars(self)
     own['_id'] = ids.uuid()
     own['_state'] = ModuleState()
-    parent = self.parent
-    if parent is unspecified:
-      parent = self.parent = _find_parent(self)
-    if parent is None:
-      return
-    if isinstance(parent, Module):
-      if not _attach(self, parent):
-        return
-    elif isinstance(parent, Scope):
-      own['scope'] = parent
+    if self.parent is unspecified:
+      self.parent = binding.find_parent()  # type: ignore[assignment]
+    if self.parent is detached:
+      self.parent = None
+    elif self.parent is None:
+      binding.name_where_made(self)
     else:
-      raise ValueError('parent must be None, Module or Scope')
-    _bind(self)
+      binding.settle(self)
 
   def setup(self) -> None:
     """Declares submodules and variables, as attributes.
@@ -217,6 +208,8 @@ class Module(hk.Module, metaclass=ModuleMeta):
         about to begin.
     """
     state = self._state
+    if self.scope is None and is_haikus(self):
+      binding.bind_in_haiku(self)
     if self.scope is None or state.in_setup:
       return
     if state.setup_called is SetupState.DONE:
@@ -228,7 +221,7 @@ class Module(hk.Module, metaclass=ModuleMeta):
     try:
       state.in_setup = True
       for name in self._field_names:
-        submodules.register(self, name, getattr(self, name), Module)
+        binding.register(self, name, getattr(self, name))
       if not shallow:
         _run_setup(self)
       elif state.setup_called is SetupState.NEW:
@@ -254,14 +247,15 @@ class Module(hk.Module, metaclass=ModuleMeta):
       raise errors.SetAttributeInModuleSetupError()
     assert self.scope, 'Trying to register submodules on unbound scope.'
     check_attribute(type(self), name)
-    submodules.register(self, name, val, Module)
+    binding.register(self, name, val)
 
   def __getattr__(self, name: str) -> Any:
     if name in _COPY_METHODS:
       raise AttributeError()
-    self._try_setup()
-    if name in self.__dict__:
-      return self.__dict__[name]
+    with in_use(self) as module:
+      module._try_setup()
+      if name in module.__dict__:
+        return module.__dict__[name]
     text = f'"{type(self).__name__}" object has no attribute "{name}".'
     if self.scope is None:
       text += (
@@ -271,8 +265,9 @@ class Module(hk.Module, metaclass=ModuleMeta):
     raise AttributeError(text)
 
   def __dir__(self) -> list[str]:
-    self._try_setup()
-    return object.__dir__(self)  # type: ignore[return-value]
+    with in_use(self) as module:
+      module._try_setup()
+      return object.__dir__(module)  # type: ignore[return-value]
 
   def __repr__(self) -> str:
     return module_repr(self)
@@ -327,11 +322,13 @@ class Module(hk.Module, metaclass=ModuleMeta):
         name: value
         if name == 'parent'
         else submodules.map_modules(
-          lambda m: _copy_once(m, copies, _reset_names), value, Module
+          lambda m: _copy_once(m, copies, _reset_names), value
         )
         for name, value in attrs.items()
       }
-    return type(self)(**attrs)
+    copy = type(self)(**attrs)
+    binding.take_over(copy, self)
+    return copy
 
   def copy(
     self: M,
@@ -376,13 +373,12 @@ class Module(hk.Module, metaclass=ModuleMeta):
       NameInUseError: the name is taken.
       ValueError: the module is not in `setup` or a compact method.
     """
+    scope = _bound_scope(self, "Can't make variables on unbound modules")
     if not self._initialization_allowed:
       raise ValueError(
         'Variables must be initialized in `setup()` or in a method '
         'wrapped in `@compact`'
       )
-    scope = self.scope
-    assert scope is not None
     if scope.name_reserved(name, col):
       raise errors.NameInUseError('variable', name, type(self).__name__)
     v = scope.variable(
@@ -414,13 +410,12 @@ class Module(hk.Module, metaclass=ModuleMeta):
       ScopeParamShapeError: it has another shape than `init_fn` makes.
       ValueError: the module is not in `setup` or a compact method.
     """
+    scope = _bound_scope(self, "Can't make parameters on unbound modules")
     if not self._initialization_allowed:
       raise ValueError(
         'Parameters must be initialized in `setup()` or in a method '
         'wrapped in `@compact`'
       )
-    scope = self.scope
-    assert scope is not None
     if scope.name_reserved(name, 'params'):
       raise errors.NameInUseError('param', name, type(self).__name__)
     value = scope.param(name, init_fn, *init_args, unbox=unbox, **init_kwargs)
@@ -608,7 +603,7 @@ class Module(hk.Module, metaclass=ModuleMeta):
       What the method returns, and the variables.
     """
     Module._module_checks(self)
-    fn = calls.resolve_method(self, method, Module)
+    fn = calls.resolve_method(self, method)
     run = init_with_output(fn, self, mutable, capture_intermediates)
     return run(_checked_rngs(self, rngs), *args, **kwargs)
 
@@ -643,7 +638,7 @@ class Module(hk.Module, metaclass=ModuleMeta):
     Module._module_checks(self)
     if rngs is not None:
       rngs = _checked_rngs(self, rngs)
-    fn = calls.resolve_method(self, method, Module)
+    fn = calls.resolve_method(self, method)
     run = apply(fn, self, mutable, capture_intermediates)
     return run(variables, *args, **kwargs, rngs=rngs)
 
@@ -802,65 +797,6 @@ _ParentType = Union[Module, Scope, _Sentinel, None]
 # What follows is not in the class, so that subclasses may use the names.
 
 
-def _find_parent(module: Module) -> Module | None:
-  """Returns the module whose method makes this one, if there is one."""
-  caller = context.module_stack[-1]
-  if caller is None or caller.scope is None:
-    if called_by_haiku():
-      vars(module)['_made_in_haiku'] = True
-  elif not caller.scope._run.is_at_rest and called_by_haiku():
-    # A Haiku module is between: this one belongs to that.
-    vars(module)['_made_in_haiku'] = True
-    return None
-  return caller
-
-
-def _attach(module: Module, parent: Module) -> bool:
-  """Takes a name and a scope below a parent; returns whether it could yet.
-
-  Raises:
-    AssignSubModuleError: the parent is in no method that may have submodules.
-    NameInUseError: the name is taken.
-  """
-  state = parent._state
-  name = module.name
-  if name is None and state.in_setup:
-    return False  # It gets its name when it is assigned to an attribute.
-  if not parent._initialization_allowed:
-    raise errors.AssignSubModuleError(type(module).__name__)
-  if name is None:
-    prefix = type(module).__name__
-    count = state.autoname_cursor.get(prefix, 0)
-    name = f'{prefix}_{count}'
-    vars(module)['name'] = name
-    state.autoname_cursor[prefix] = count + 1
-  assert parent.scope is not None
-  # In a lifted transform setup runs again, on names that it took outside.
-  reuse = state.in_setup and state.setup_called is SetupState.TRANSFORMED
-  if not reuse and parent.scope.name_reserved(name):
-    raise errors.NameInUseError('submodule', name, type(parent).__name__)
-  state.children[name] = module
-  vars(module)['scope'] = parent.scope.push(name, reuse=reuse)
-  return True
-
-
-def _bind(module: Module) -> None:
-  """Makes a module that has a scope ready for use."""
-  scope = module.scope
-  assert scope is not None
-  run = scope._run
-  if run.is_at_rest:
-    if scope.parent is None:
-      run.haiku_root = calls.haiku_name(module)
-  else:
-    enter_haiku(module)
-  for name in module._field_names:
-    value = module.__dict__.get(name, unspecified)
-    if value is not unspecified and not submodules.is_plain(value):
-      submodules.register(module, name, value, Module)
-  module._state.is_initialized = True
-
-
 def _run_setup(module: Module) -> None:
   module.setup()
   scopes = {
@@ -881,7 +817,7 @@ def _check_setup(module: Module) -> None:
 
   def run(x):
     with _KeylessScope({}, mutable=True).temporary() as root:
-      root._run.execute(root, lambda: module.clone(parent=root)._try_setup())
+      root.execute(lambda: module.clone(parent=root)._try_setup())
     return x
 
   jax.eval_shape(run, 0)
@@ -896,6 +832,8 @@ class _KeylessScope(Scope):
 
 
 def _bound_scope(module: Module, message: str) -> Scope:
+  if module.scope is None and is_haikus(module):
+    binding.bind_in_haiku(module)
   if module.scope is None:
     raise ValueError(message)
   return module.scope
@@ -907,7 +845,7 @@ def _checked_rngs(module: Module, rngs: Any) -> Any:
   Raises:
     InvalidRngError: it is neither.
   """
-  if isinstance(rngs, dict):
+  if isinstance(rngs, Mapping):
     return rngs
   if not core.scope._is_valid_rng(rngs):
     raise errors.InvalidRngError(
@@ -926,14 +864,11 @@ def _copy_once(
   copy = copies.get(module._id)
   if copy is None:
     updates = {'name': None} if reset_names else {}
-    copy = module.clone(_deep_clone=copies, _reset_names=reset_names, **updates)
+    copy = module.clone(
+      parent=detached, _deep_clone=copies, _reset_names=reset_names, **updates
+    )
     copies[module._id] = copy
   return copy
-
-
-def wrap_method_once(fun: Callable[..., Any]) -> Callable[..., Any]:
-  """Returns a function of a module as a method, unless it is one already."""
-  return methods.wrap_method_once(fun, Module)
 
 
 class CompactNameScope(Module):

@@ -16,6 +16,7 @@ import numpy as np
 from absl import logging
 from jax import random
 
+from haiku_state.core._initializers import as_linen
 from haiku_state.core.frozen_dict import FrozenDict
 from haiku_state.core.scope import CollectionFilter, PRNGSequenceFilter
 from haiku_state.linen import initializers, transforms
@@ -86,7 +87,7 @@ def _initial_state(cell, rng, input_shape):
   """Makes one state per example, of shape [batch..., features]."""
   batch = input_shape[: -cell.num_feature_axes]
   signal = input_shape[-cell.num_feature_axes : -1]
-  return cell.carry_init(
+  return as_linen(cell.carry_init)(
     rng, (*batch, *signal, cell.features), cell.param_dtype
   )
 

@@ -16,6 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from haiku_state import struct
 from haiku_state.core import meta
+from haiku_state.core._initializers import as_linen
 from haiku_state.core.spmd import get_logical_axis_rules
 from haiku_state.typing import (
   Array,
@@ -307,10 +308,12 @@ def with_logical_partitioning(
     (None, 'model')
   """
 
+  init_fn = as_linen(fn)
+
   @functools.wraps(fn)
   def wrapper(*args, **kwargs):
     return LogicallyPartitioned(
-      fn(*args, **kwargs), names, mesh=mesh, rules=rules
+      init_fn(*args, **kwargs), names, mesh=mesh, rules=rules
     )
 
   return wrapper

@@ -7,7 +7,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from haiku_state.port import _documents, _explain, _names, _port, _run
+from haiku_state.port import _documents, _explain, _names, _port, _rewrite, _run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -102,8 +102,8 @@ def _add_port(commands) -> None:
     'port',
     help='rewrite the import lines of programs written for Flax',
     description=(
-      'Rewrites import lines of programs (.py, .ipynb) from flax to'
-      ' haiku_state, and reports each name that is missing or behaves'
+      'Rewrites import lines of programs (.py, .ipynb) and of documents (.rst,'
+      ' .md) from flax to haiku_state, and reports each name that is missing or behaves'
       ' otherwise. Without an option it shows the change as a diff.'
     ),
     epilog=(
@@ -121,6 +121,11 @@ def _add_port(commands) -> None:
   kind.add_argument(
     '--check', action='store_true', help='only name the files that would change'
   )
+  parser.add_argument(
+    '--follow-links',
+    action='store_true',
+    help='also port files outside of a folder to which links in it lead',
+  )
   parser.add_argument('paths', nargs='+', metavar='PATH')
   parser.set_defaults(command=_do_port)
 
@@ -128,13 +133,18 @@ def _add_port(commands) -> None:
 def _do_port(args: argparse.Namespace) -> int:
   status = 0
   changed = 0
-  paths = list(_port.files_in(args.paths))
+  packages = set()
+  left: list = []
+  paths = list(_port.files_in(args.paths, args.follow_links, left))
+  for link in left:
+    print(f'{link}: left, as it leads out of the folder (see --follow-links).')
   for path in paths:
     try:
       ported = _port.port(path)
       if ported.after != ported.before:
-        changed += 1
         _show(ported, args)
+        changed += 1
+      packages.add(ported.package)
     except (_documents.DocumentError, OSError) as e:
       # The others are no worse for it.
       print(f'haiku-state: {e}', file=sys.stderr)
@@ -148,6 +158,11 @@ def _do_port(args: argparse.Namespace) -> int:
       print(f'{where}: {finding.name} {kind}. {finding.advice}')
       if finding.missing:
         status = max(status, 1)
+  for package in sorted(packages - {None}):
+    print(
+      f'{package}: the package expects plain dicts. In the program that uses it'
+      f' write:\n{_rewrite.dicts_lines()}'
+    )
   done = 'changed' if args.write else 'to change'
   print(f'haiku-state port: {changed} of {len(paths)} files {done}.')
   if args.check and changed:

@@ -64,13 +64,24 @@ def read_blocks(path: str | pathlib.Path) -> list[Block]:
   kind = SUFFIXES.get(path.suffix.lower())
   if kind is None:
     return [Block(text, str(path), 1, str(path), False)]
-  find = {'rst': _rst, 'markdown': _markdown, 'notebook': _notebook}[kind]
-  blocks = list(find(text, str(path)))
+  blocks = blocks_of(text, kind, str(path))
   if not blocks:
     raise DocumentError(
       f'{path}: there is no program in it. {_LOOKED_FOR[kind]}'
     )
   return blocks
+
+
+def blocks_of(text: str, kind: str, filename: str) -> list[Block]:
+  """Returns the blocks of the text of a document.
+
+  Args:
+    text: the text.
+    kind: one of the values of `SUFFIXES`.
+    filename: its name.
+  """
+  find = {'rst': _rst, 'markdown': _markdown, 'notebook': _notebook}[kind]
+  return list(find(text, filename))
 
 
 _LOOKED_FOR = {
@@ -215,25 +226,47 @@ def _closes(line: str, fence: str) -> bool:
 
 
 def _notebook(text: str, filename: str) -> Iterator[Block]:
-  try:
-    cells = json.loads(text)['cells']
-  except json.JSONDecodeError as e:
-    raise DocumentError(f'{filename}: it is no notebook: {e}') from e
-  except (KeyError, TypeError) as e:
-    raise DocumentError(
-      f'{filename}: it is no notebook of format 4: there is no list "cells".'
-    ) from e
-  for number, cell in enumerate(cells, 1):
-    if cell.get('cell_type') != 'code':
-      continue
-    source = cell.get('source', '')
-    source, left_out = split_magics(
-      source if isinstance(source, str) else ''.join(source)
-    )
+  for number, source in code_cells(text, filename):
+    source, left_out = split_magics(source)
     if source.strip():
       where = f'{filename}, cell {number}'
       name = f'{filename}[{number}]'
       yield Block(source, name, 1, where, False, tuple(left_out))
+
+
+def code_cells(text: str, filename: str) -> Iterator[tuple[int, str]]:
+  """Returns the cells of code of a notebook, with their numbers.
+
+  Raises:
+    DocumentError: it is no notebook.
+  """
+  try:
+    tree = json.loads(text)
+  except (ValueError, RecursionError) as e:
+    raise DocumentError(f'{filename}: it is no notebook: {e}') from e
+  cells = tree.get('cells') if isinstance(tree, dict) else None
+  if not isinstance(cells, list):
+    raise DocumentError(
+      f'{filename}: it is no notebook of format 4: there is no list "cells".'
+    )
+  for number, cell in enumerate(cells, 1):
+    if not isinstance(cell, dict):
+      raise DocumentError(
+        f'{filename}, cell {number}: expected an object of JSON, found'
+        f' {type(cell).__name__}.'
+      )
+    source = cell.get('source', '')
+    if cell.get('cell_type') != 'code':
+      continue
+    lines = [source] if isinstance(source, str) else source
+    if not isinstance(lines, list) or not all(
+      isinstance(line, str) for line in lines
+    ):
+      raise DocumentError(
+        f'{filename}, cell {number}: expected text, or a list of lines, as its'
+        ' source.'
+      )
+    yield number, ''.join(lines)
 
 
 def without_magics(source: str) -> str:
@@ -262,7 +295,7 @@ def split_magics(source: str) -> tuple[str, list[str]]:
     source = source.replace('%%', '##', 1)
   try:
     ast.parse(source)
-  except (SyntaxError, ValueError):
+  except (SyntaxError, ValueError, RecursionError, MemoryError):
     return _split_lines(source)
   return source, []  # A line of Python may begin with `%`, in brackets.
 

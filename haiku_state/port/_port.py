@@ -9,7 +9,7 @@ import json
 import os
 import pathlib
 import re
-import stat
+import shutil
 import tempfile
 import tokenize
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ from haiku_state.port import _documents, _rewrite
 from haiku_state.port._documents import DocumentError
 from haiku_state.port._rewrite import Edit, Finding
 
-_SUFFIXES = ('.py', '.ipynb')
+_SUFFIXES = ('.py', '.ipynb', '.rst', '.md')
 
 
 class Ported(NamedTuple):
@@ -30,12 +30,15 @@ class Ported(NamedTuple):
     before: its bytes.
     after: its new bytes.
     findings: what people must look at; the first of each pair is where.
+    package: the folder of the package that the file belongs to, if the file
+      expects plain dicts and does not say so; else None.
   """
 
   path: pathlib.Path
   before: bytes
   after: bytes
   findings: tuple[tuple[str, Finding], ...]
+  package: pathlib.Path | None = None
 
   def diff(self) -> str:
     """Returns the change as a unified diff."""
@@ -47,24 +50,27 @@ class Ported(NamedTuple):
     return ''.join(x if x.endswith('\n') else x + '\n' for x in lines)
 
 
-def files_in(paths: Sequence[str]) -> Iterator[pathlib.Path]:
+def files_in(
+  paths: Sequence[str],
+  follow_links: bool = False,
+  left: list[pathlib.Path] | None = None,
+) -> Iterator[pathlib.Path]:
   """Returns the programs among paths: files, and those in folders.
 
   Args:
-    paths: files and folders. In a folder, files that end in `.py` or `.ipynb`
-      are programs; what is hidden is left out.
+    paths: files and folders. In a folder, files that end in `.py`, `.ipynb`,
+      `.rst` or `.md` are programs; what is hidden is left out.
+    follow_links: whether links in a folder to what is outside of it count.
+    left: takes the links that were left.
 
   Raises:
-    DocumentError: there is no such file, or it is no program.
+    DocumentError: there is no such file, or it is no program; or there is none
+      in a folder.
   """
   for name in paths:
     path = pathlib.Path(name)
     if path.is_dir():
-      for file in sorted(path.rglob('*')):
-        parts = file.relative_to(path).parts
-        hidden = any(part.startswith('.') for part in parts)
-        if file.suffix in _SUFFIXES and not hidden and file.is_file():
-          yield file
+      yield from _files_in_folder(path, follow_links, left)
     elif not path.exists():
       raise DocumentError(f'{path}: there is no such file.')
     elif path.suffix not in _SUFFIXES:
@@ -75,29 +81,171 @@ def files_in(paths: Sequence[str]) -> Iterator[pathlib.Path]:
       yield path
 
 
+def _files_in_folder(
+  folder: pathlib.Path, follow_links: bool, left: list[pathlib.Path] | None
+) -> Iterator[pathlib.Path]:
+  root = folder.resolve()
+  seen: set[pathlib.Path] = set()
+  for file in sorted(folder.rglob('*')):
+    hidden = any(x.startswith('.') for x in file.relative_to(folder).parts)
+    if file.suffix not in _SUFFIXES or hidden or not file.is_file():
+      continue
+    real = file.resolve()
+    if not follow_links and not real.is_relative_to(root):
+      if left is not None:
+        left.append(file)
+    elif real not in seen:
+      seen.add(real)
+      yield file
+  if not seen:
+    raise DocumentError(
+      f'{folder}: there is no program in it: {" or ".join(_SUFFIXES)}.'
+    )
+
+
 def port(path: pathlib.Path) -> Ported:
   """Rewrites a file, and writes nothing.
 
+  What comes out parses, and is what went in but for imports and, in a program
+  that is no part of a package, the statement that sets the kind of dicts.
+
   Args:
-    path: a program or a notebook.
+    path: a program, a notebook, or a document.
 
   Raises:
     DocumentError: it has an error of syntax, or is no program.
+    ImportError: libcst is not installed.
   """
   try:
     before = path.read_bytes()
   except OSError as e:
     raise DocumentError(f'{path}: {e.strerror or e}') from e
-  if path.suffix == '.ipynb':
-    text, encoding = _decoded(path, before, 'utf-8'), 'utf-8'
+  try:
+    return _ported(path, before)
+  except (DocumentError, ImportError):
+    raise
+  except Exception as e:  # One file must not keep the others from being ported.
+    raise DocumentError(
+      f'{path}: it cannot be rewritten ({type(e).__name__}: {str(e)[:200]}).'
+      ' Nothing is changed.'
+    ) from e
+
+
+def _ported(path: pathlib.Path, before: bytes) -> Ported:
+  kind = _documents.SUFFIXES.get(path.suffix)
+  encoding = 'utf-8' if kind else _encoding(path, before)
+  text = _decoded(path, before, encoding)
+  package = None
+  if kind == 'notebook':
     edits, findings = _notebook_edits(text, str(path))
+  elif kind:
+    edits, findings = _document_edits(text, kind, str(path))
   else:
-    encoding = _encoding(path, before)
-    text = _decoded(path, before, encoding)
-    edits, found = _rewrite.find_edits(text, str(path))
+    library = _package_of(path)
+    edits, found = _rewrite.find_edits(text, str(path), first=library is None)
     findings = [(f'{path}:{f.line}', f) for f in found]
-  after = _rewrite.apply_edits(text, edits).encode(encoding)
-  return Ported(path, before, after, tuple(findings))
+    if library and edits and _rewrite.wants_dicts(text):
+      package = library
+  after = _rewrite.apply_edits(text, edits)
+  if edits:
+    _check(path, kind, text, after)
+  return Ported(path, before, after.encode(encoding), tuple(findings), package)
+
+
+def _package_of(path: pathlib.Path) -> pathlib.Path | None:
+  """Returns the folder of the package that a file is a part of, if any."""
+  folder = path.resolve().parent
+  if path.name == '__main__.py' or not (folder / '__init__.py').exists():
+    return None
+  while (folder.parent / '__init__.py').exists():
+    folder = folder.parent
+  return folder
+
+
+def _check(path: pathlib.Path, kind: str | None, before: str, after: str):
+  """Raises unless a file is what it was but for imports."""
+  if kind is None:
+    _rewrite.check_same(before, after, str(path))
+    return
+  old, new = (_pieces(text, kind, str(path)) for text in (before, after))
+  if len(old) != len(new):
+    raise DocumentError(
+      f'{path}: rewriting would change its blocks. Nothing is changed.'
+    )
+  for (was, where), (now, _) in zip(old, new):
+    if was != now:
+      _rewrite.check_same(was, now, where)
+  if kind == 'notebook' and _without_code(before) != _without_code(after):
+    raise DocumentError(
+      f'{path}: rewriting would change more than code. Nothing is changed.'
+    )
+
+
+def _pieces(text: str, kind: str, filename: str) -> list[tuple[str, str]]:
+  return [
+    (source, f'{filename}:{line}' if kind != 'notebook' else block.where)
+    for block in _blocks(text, kind, filename)
+    for source, line in _documents.statements(block)
+  ]
+
+
+def _blocks(text: str, kind: str, filename: str) -> list[_documents.Block]:
+  # Their lines are those of the document, whatever ends them.
+  return _documents.blocks_of(text.replace('\r\n', '\n'), kind, filename)
+
+
+def _without_code(text: str) -> Any:
+  tree = json.loads(text)
+  for cell in tree['cells']:
+    if cell.get('cell_type') == 'code':
+      cell['source'] = ''
+  return tree
+
+
+# --- Documents ---------------------------------------------------------------
+
+
+def _document_edits(
+  text: str, kind: str, filename: str
+) -> tuple[list[Edit], list[tuple[str, Finding]]]:
+  """Returns what to change in the blocks of a document."""
+  edits: list[Edit] = []
+  findings: list[tuple[str, Finding]] = []
+  starts = [0] + [m.end() for m in re.finditer('\n', text)]
+  lines = text.split('\n')
+  for block in _blocks(text, kind, filename):
+    for source, line in _documents.statements(block):
+      try:
+        own, found = _rewrite.find_edits(source, filename, first=False)
+      except DocumentError:
+        own, found = [], []
+        if _rewrite.THEIRS in source:
+          found = [Finding(1, 'flax', False, _UNPARSED)]
+      findings += [(f'{filename}:{line + f.line - 1}', f) for f in found]
+      for edit in own:
+        start, end = (
+          _place_in_document(source, place, lines, starts, line - 1)
+          for place in (edit.start, edit.end)
+        )
+        edits.append(Edit(start, end, edit.text))
+  return edits, findings
+
+
+_UNPARSED = 'The block cannot be parsed, and is left as it is.'
+
+
+def _place_in_document(
+  source: str, place: int, lines: list[str], starts: list[int], first: int
+) -> int:
+  """Returns where a place in a block is in its document.
+
+  The lines of a block are those of the document without their beginnings.
+  """
+  number = source.count('\n', 0, place)
+  begin = source.rfind('\n', 0, place) + 1
+  line = source[begin:].split('\n', 1)[0]
+  whole = lines[first + number]
+  return starts[first + number] + whole.rindex(line.rstrip()) + place - begin
 
 
 def _encoding(path: pathlib.Path, content: bytes) -> str:
@@ -205,20 +353,13 @@ _SCALAR = re.compile(r'[-+.\w]+')
 
 def _code_cells(text: str, filename: str) -> Iterator[tuple[int, list[_Piece]]]:
   """Returns the cells of code, with the strings that each is made of."""
+  numbers = [number for number, _ in _documents.code_cells(text, filename)]
   try:
     tree, _ = _json_value(text, 0)
-    json.loads(text)
-  except (ValueError, IndexError) as e:
-    raise DocumentError(f'{filename}: it is no notebook: {e}') from e
-  cells = tree.get('cells') if isinstance(tree, dict) else None
-  if not isinstance(cells, list):
-    raise DocumentError(
-      f'{filename}: it is no notebook of format 4: there is no list "cells".'
-    )
-  for number, cell in enumerate(cells, 1):
-    kind, source = cell.get('cell_type'), cell.get('source')
-    if kind is None or source is None or kind.text != 'code':
-      continue
+  except RecursionError as e:
+    raise DocumentError(f'{filename}: it is nested too deep.') from e
+  for number in numbers:
+    source = tree['cells'][number - 1].get('source', [])
     yield number, [source] if isinstance(source, _Piece) else source
 
 
@@ -268,17 +409,100 @@ def _skip(text: str, i: int) -> int:
 
 
 def write(ported: Ported) -> None:
-  """Replaces a file by its new content, whole or not at all."""
+  """Replaces a file by its new content, and leaves all else as it is.
+
+  The file is replaced whole or not at all, where that keeps its owner, its mode
+  and its extended attributes. A file with several names is written in place.
+
+  Raises:
+    DocumentError: it has changed since it was read; it is left.
+    OSError: it cannot be written; it is left.
+  """
   path = ported.path.resolve()  # A link stays a link.
-  handle, name = tempfile.mkstemp(prefix='.haiku_state-', dir=path.parent)
+  _remove_remains(path.parent)
+  handle, name = tempfile.mkstemp(prefix=_temporary_prefix(), dir=path.parent)
   try:
     with os.fdopen(handle, 'wb') as file:
       file.write(ported.after)
       file.flush()
       os.fsync(file.fileno())
-    os.chmod(name, stat.S_IMODE(path.stat().st_mode))
-    os.replace(name, path)
-  except BaseException:
-    with contextlib.suppress(OSError):
+    can_replace = path.stat().st_nlink == 1 and _take_attributes(path, name)
+    if path.read_bytes() != ported.before:
+      raise DocumentError(
+        f'{ported.path}: it has changed since it was read, and is left as it is.'
+        ' Port it again.'
+      )
+    if can_replace:
+      os.replace(name, path)
+    else:
+      _write_in_place(path, ported)
+  finally:
+    with contextlib.suppress(FileNotFoundError):
       os.unlink(name)
-    raise
+
+
+def _take_attributes(path: pathlib.Path, name: str) -> bool:
+  """Gives a file what another has beside its content; returns if it could."""
+  was = path.stat()
+  try:
+    if hasattr(os, 'chown'):
+      os.chown(name, was.st_uid, was.st_gid)
+    shutil.copystat(path, name)
+    os.utime(name)
+  except OSError:
+    return False
+  return _attributes(path) == _attributes(name)
+
+
+def _attributes(path: Any) -> Any:
+  found = os.stat(path)
+  extended = {}
+  if hasattr(os, 'listxattr'):
+    with contextlib.suppress(OSError):  # The file system has none.
+      extended = {x: os.getxattr(path, x) for x in os.listxattr(path)}
+  return found.st_mode, found.st_uid, found.st_gid, extended
+
+
+def _write_in_place(path: pathlib.Path, ported: Ported) -> None:
+  """Writes the content of a file; if that fails, its old content again."""
+  with open(path, 'r+b', buffering=0) as file:
+    try:
+      _write_all(file, ported.after)
+    except BaseException:
+      _write_all(file, ported.before)
+      raise
+
+
+def _write_all(file: Any, content: bytes) -> None:
+  file.seek(0)
+  view = memoryview(content)
+  while view:
+    view = view[file.write(view) :]
+  file.truncate()
+  os.fsync(file.fileno())
+
+
+_TEMPORARY = re.compile(r'\.haiku_state-port-(\d+)-\w+')
+
+
+def _temporary_prefix() -> str:
+  return f'.haiku_state-port-{os.getpid()}-'
+
+
+def _remove_remains(folder: pathlib.Path) -> None:
+  """Removes the temporary files of processes that were killed."""
+  for entry in os.scandir(folder):
+    match = _TEMPORARY.fullmatch(entry.name)
+    if match and not _is_alive(int(match.group(1))):
+      with contextlib.suppress(OSError):
+        os.unlink(entry.path)
+
+
+def _is_alive(pid: int) -> bool:
+  try:
+    os.kill(pid, 0)
+  except ProcessLookupError:
+    return False
+  except (OSError, OverflowError):
+    pass
+  return True

@@ -12,13 +12,11 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from haiku_state.port import _documents, _expects, _names
+from haiku_state.port import _documents, _expects, _names, _uses
 from haiku_state.port._names import OURS, THEIRS
 
 # Sets the kind of dicts that `init` and `apply` return.
-DICTS_LINE = (
-  f"import {OURS}; {OURS}.config.update('flax_return_frozendict', False)"
-)
+_DICTS = f"{OURS}.config.update('flax_return_frozendict', False)"
 _SETS_DICTS = re.compile(r"update\(\s*['\"]flax_return_frozendict['\"]")
 
 
@@ -117,6 +115,10 @@ def find_edits(
 def _parsed_by_python(text: str, filename: str) -> ast.Module:
   try:
     return ast.parse(text)
+  except (RecursionError, MemoryError) as e:
+    raise _documents.DocumentError(
+      f'{filename}: it is nested too deep to be parsed. Nothing is changed.'
+    ) from e
   except (SyntaxError, ValueError) as e:
     line = getattr(e, 'lineno', None)
     where = f'{filename}:{line}' if line else filename
@@ -133,13 +135,64 @@ def needs_dicts_line(trees: Sequence[ast.AST], texts: Sequence[str]) -> bool:
   return evidence is not None and not evidence.frozen
 
 
+def wants_dicts(text: str) -> bool:
+  """Returns `needs_dicts_line` of the text of a program."""
+  return needs_dicts_line([ast.parse(text)], [text])
+
+
 def dicts_edit(program: Program) -> Edit:
   """Returns the edit that adds the line, behind the imports at the top."""
   end = program.end_of_imports()
   newline = program.newline
+  lines = dicts_lines(newline)
   if end < len(program.text) or program.text.endswith(('\n', '\r')):
-    return Edit(end, end, DICTS_LINE + newline)
-  return Edit(end, end, newline + DICTS_LINE)
+    return Edit(end, end, lines + newline)
+  return Edit(end, end, newline + lines)
+
+
+def dicts_lines(newline: str = '\n') -> str:
+  """Returns the statements that set the kind of dicts."""
+  return f'import {OURS}{newline}{_DICTS}'
+
+
+def check_same(before: str, after: str, where: str) -> None:
+  """Raises unless two programs are the same but for their imports.
+
+  Args:
+    before: a program that can be parsed.
+    after: what it was rewritten to.
+    where: its name, for errors.
+
+  Raises:
+    DocumentError: they differ, or the second cannot be parsed.
+  """
+  try:
+    same = _without_imports(before) == _without_imports(after)
+  except (SyntaxError, ValueError):
+    same = False
+  if not same:
+    raise _documents.DocumentError(
+      f'{where}: rewriting would change more than its imports: there is a'
+      ' character before one, perhaps a form feed, by which its place is'
+      ' misread. Nothing is changed.'
+    )
+
+
+class _Imports(ast.NodeTransformer):
+  """Removes imports, and the statement that sets the kind of dicts."""
+
+  def visit_Import(self, node: ast.Import) -> None:
+    return None
+
+  def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
+    return None
+
+  def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
+    return None if ast.unparse(node) == _DICTS else node
+
+
+def _without_imports(text: str) -> str:
+  return ast.dump(_Imports().visit(ast.parse(text)))
 
 
 # --- One program -------------------------------------------------------------
@@ -175,28 +228,20 @@ class Program:
     self.newline = self.module.default_newline
     meta = self.cst.metadata
     self.positions = wrapper.resolve(meta.PositionProvider)
-    self.scopes = wrapper.resolve(meta.ScopeProvider)
     self.starts = [0] + [m.end() for m in re.finditer(r'\r\n|\r|\n', text)]
     self.imports: list[Any] = []
-    self.attributes: list[Any] = []
     self.calls: list[Any] = []
-    self._collect(self.module, False)
+    self._collect(self.module)
 
-  def _collect(self, node: Any, in_attribute: bool) -> None:
+  def _collect(self, node: Any) -> None:
     cst = self.cst
     if isinstance(node, (cst.Import, cst.ImportFrom)):
       self.imports.append(node)
       return
-    is_name = isinstance(node, (cst.Attribute, cst.Name))
-    if is_name and not in_attribute:
-      self.attributes.append(node)
     if isinstance(node, cst.Call):
       self.calls.append(node)
     for child in node.children:
-      inner = isinstance(node, cst.Attribute) and child is node.value
-      self._collect(
-        child, is_name and inner and isinstance(child, cst.Attribute)
-      )
+      self._collect(child)
 
   def imports_of(self, package: str) -> bool:
     """Returns whether the program imports a package, or something in it."""
@@ -361,11 +406,8 @@ class Program:
         places = [node] if star else node.names
         for place, name in zip(places, self._imported(node)):
           yield self.line(place), name
-    for node in self.attributes:
-      scope = self.scopes.get(node)
-      for found in scope.get_qualified_names_for(node) if scope else ():
-        if found.source is self.cst.metadata.QualifiedNameSource.IMPORT:
-          yield self.line(node), found.name
+    # libcst knows this, too, in time that grows with the square.
+    yield from _uses.find_uses(ast.parse(self.text))
 
   def _by_text(self, call: Any) -> Finding | None:
     """Returns a finding for an import by a name in a string."""

@@ -187,17 +187,17 @@ class _Kind(NamedTuple):
     if frozen is not None:
       return cls(frozen, '')
     evidence = _expects.expected(parsed(blocks))
-    frozen = (
+    chosen = bool(
       config.flax_return_frozendict if evidence is None else evidence.frozen
     )
     kind, other = 'FrozenDicts', '--dicts for plain dicts'
-    if not frozen:
+    if not chosen:
       kind, other = 'plain dicts', '--frozen for FrozenDicts'
     why = 'nothing in the program tells which it expects'
     if evidence is not None:
       why = f'line {evidence.line} has {evidence.text}'
     return cls(
-      frozen,
+      chosen,
       f'haiku-state run: init and apply return {kind}: {why}. (Say {other}.)',
     )
 

@@ -55,11 +55,41 @@ AWKWARD = (
   '\x00',
   'None',
   'class',
+  'haiku:',
+  'haiku:a',
+  'haiku:-',
+  'haiku:haiku:-',
+  'haiku:/',
+  'haiku:/other/a',
+  'haiku:/root/a',
+  'haiku:/root/haiku_0x3a__0x2f_x',
+  'haiku:x:',
+  'haiku:params:w',
+  'haiku:_0xr_',
+  'haiku_0x3a_a',
+  'haiku_0x3a__0x2d_',
+  '_0xr_',
+  '_0xr7b7d_',
+  '_0xr5b5d_',
+  '_0xr31_',
+  '_0xr31',
+  '_0xr3031_',
+  '_0xrzz_',
+  '_0xr4e6f6e65_',
+  '_0xffffffffff_',
+  '_0x2D_',
+  'params:w',
+  'params::w',
+  'root/-',
 )
 names = st.one_of(
   st.sampled_from(AWKWARD),
   st.text(max_size=4),
   st.text(alphabet='_0x2d~:/a', max_size=7),
+  st.lists(
+    st.sampled_from(['haiku:', '_0x', '3a', '_', '-', '/', '0xr', 'a', ':']),
+    max_size=6,
+  ).map(''.join),
 )
 leaves = st.one_of(st.integers(), st.just(()), st.tuples(st.integers()))
 # Variables may be dicts, whose keys may be no strings.
@@ -121,6 +151,9 @@ def test_frozen_variables_come_back_as_plain_dicts(v, root):
     {'params': {'_0x2d_': {'x': 1}, '-': {'x': 2}}},
     {'state': {'params:a': 1}, 'params': {'a': 2}},
     {'params': {'/other/a': {'b': 1}}},
+    {'params': {'haiku:/other/a': {'b': 1, 'c': {'d': 2}}}},
+    {'params': {'haiku:/root': {'b': 1}, 'haiku:/root/a': {'b': 1}}},
+    {'state': {'haiku:x:': 1, 'haiku:a:b:c': 1, 'haiku:a:b': 1}},
     {'params': {'/root': {'b': 1}, '/root/a': {'b': 1}}},
     {'cache': {'~': {'~': {'x': 1}}}},
   ],
@@ -204,10 +237,54 @@ def test_haiku_s_dictionaries_come_back(dictionaries):
 def test_a_module_outside_of_the_root_comes_back(bundle, path):
   outside = '/'.join(['elsewhere', *path])
   v = _haiku.from_haiku({outside: bundle}, {}, 'net')
-  assert v == {'params': {'/' + outside: bundle}}
+  assert v == {'params': {'haiku:/' + outside: bundle}}
   params, state = _haiku.to_haiku(v, 'net')
   assert {p: b for p, b in params.items() if b} == {outside: bundle}
   assert state == {}
+
+
+# Dictionaries that no module of Haiku's makes, but a file may hold.
+hostile = st.dictionaries(
+  names | st.lists(names, max_size=3).map(lambda x: '/'.join(['root', *x])),
+  st.dictionaries(names, st.integers(), min_size=1, max_size=3),
+  max_size=4,
+)
+
+
+@settings(parent=quick, max_examples=500)
+@given(hostile, hostile, roots)
+def test_every_dictionary_comes_back_or_is_refused(params, state, root):
+  try:
+    v = _haiku.from_haiku(params, state, root)
+  except ValueError as e:
+    assert 'is the name of a value and of a module' in str(e)
+    assert _is_ambiguous_here(params, state, root)
+    return
+  back, back_state = _haiku.to_haiku(v, root)
+  assert {path: bundle for path, bundle in back.items() if bundle} == params
+  assert back_state == state
+
+
+def _is_ambiguous_here(params, state, root):
+  """Returns whether a leaf has the place of another, or of a level."""
+  places = [
+    _haiku.place_of(root, path, key, is_param)
+    for bundles, is_param in ((params, True), (state, False))
+    for path, bundle in bundles.items()
+    for key in bundle
+  ]
+  whole = [(col, *names, name) for col, names, name in places]
+  return any(
+    one != other and other[: len(one)] == one
+    for one in whole
+    for other in whole
+  )
+
+
+@pytest.mark.parametrize('name', ['haiku:x:', 'haiku:_0x_:'])
+def test_what_would_be_read_as_an_empty_collection_is_refused(name):
+  with pytest.raises(ValueError, match=name):
+    _haiku.to_haiku({'state': {name: {}}}, 'root')
 
 
 # --- Names -------------------------------------------------------------------
@@ -216,8 +293,25 @@ def test_a_module_outside_of_the_root_comes_back(bundle, path):
 @quick
 @given(names)
 def test_names_come_back(name):
-  assert _haiku.unescape(_haiku.escape_module(name)) == name
-  assert _haiku.unescape(_haiku.escape_key(name)) == name
+  assert _haiku.unescape_module(_haiku.escape_module(name)) == name
+  assert _haiku.unescape_key(_haiku.escape_key(name)) == name
+  for col in ('c', 'params'):
+    key = _haiku.state_key(col, name)
+    assert _haiku.place_of('root', 'root', key, False) == (col, (), name)
+  assert _haiku.split_state_key(_haiku.state_key('state', name)) == (
+    'state',
+    name,
+  )
+
+
+@quick
+@given(names)
+def test_names_of_haiku_come_back(text):
+  component = text.replace('/', '')
+  name = _haiku.unescape_module(component)
+  assert _haiku.escape_module(name) == component
+  assert _haiku.escape_key(_haiku.unescape_key(text)) == text
+  assert _haiku.state_key(*_haiku.split_state_key(text)) == text
 
 
 @quick
@@ -237,8 +331,13 @@ def test_collection_and_name_are_told_apart(col, name, col2, name2):
   assert (_haiku.state_key(col, name) == _haiku.state_key(col2, name2)) is same
 
 
+def _is_own(name):
+  """Returns whether a name is not marked as one that Haiku would not make."""
+  return not name.startswith(_haiku.RAW)
+
+
 @quick
-@given(st.lists(names, min_size=1, max_size=3))
+@given(st.lists(names.filter(_is_own), min_size=1, max_size=3))
 def test_haiku_accepts_every_escaped_name(path):
   whole = '/'.join(['net', *map(_haiku.escape_module, path)])
 
@@ -262,7 +361,9 @@ def _nested(path, leaf):
   return leaf
 
 
-@pytest.mark.parametrize('name', AWKWARD, ids=repr)
+@pytest.mark.parametrize(
+  'name', [n for n in AWKWARD if _is_own(n) and n != 'params'], ids=repr
+)
 def test_haiku_accepts_awkward_names(name):
   escaped = _haiku.escape_module(name)
 

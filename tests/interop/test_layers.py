@@ -5,6 +5,7 @@ Each row has a Haiku layer, its linen counterpart, and the row of a mapping.
 
 import dataclasses
 import functools
+import re
 from typing import Any
 
 import haiku as hk
@@ -41,6 +42,38 @@ class Pair:
   layer: Any
   x: Any = dataclasses.field(default_factory=lambda: ROW)
   path: str = 'layer'
+
+
+CUBE = noise(2, 3, 5, 4, 6)  # Its second axis is the channels, or its last.
+
+
+def channels_last(layer):
+  """Returns a layer as one whose channels are on the second axis."""
+
+  def run(x):
+    return jnp.moveaxis(layer(jnp.moveaxis(x, 1, -1)), -1, 1)
+
+  return run
+
+
+def norm_pair(kind, axis, param_axis, x, axes, features, **options):
+  """Returns a LayerNorm or RMSNorm of Haiku over some axes, and linen's."""
+  is_layer_norm = kind == 'layer'
+  make_hk = hk.LayerNorm if is_layer_norm else hk.RMSNorm
+  flags = (True, True) if is_layer_norm else ()
+  norm = NORM if is_layer_norm else {'epsilon': 1e-5}
+  make = nn.LayerNorm if is_layer_norm else nn.RMSNorm
+  layer = layers.layer_norm if is_layer_norm else layers.rms_norm
+  return Pair(
+    lambda x: make_hk(
+      axis, *flags, scale_init=INIT, param_axis=param_axis, name='layer'
+    )(x),
+    lambda x: make(
+      **norm, reduction_axes=axes, feature_axes=features, name='layer'
+    )(x),
+    lambda path: layer(path, axis, param_axis, x.ndim),
+    x,
+  )
 
 
 def attend_hk(x):
@@ -162,6 +195,108 @@ PAIRS = {
     lambda path: layers.batch_norm(path, rank=4),
     IMAGE,
   ),
+  'batch norm, channels first': Pair(
+    lambda x: hk.BatchNorm(
+      True, True, 0.9, scale_init=INIT, data_format='NCHW', name='layer'
+    )(x, True),
+    lambda x: nn.BatchNorm(False, axis=1, momentum=0.9, name='layer')(x),
+    lambda path: layers.batch_norm(path, data_format='NCHW'),
+    IMAGE,
+  ),
+  'batch norm of one channel': Pair(
+    lambda x: hk.BatchNorm(True, True, 0.9, data_format='N...C', name='layer')(
+      x[..., :1], True
+    ),
+    lambda x: nn.BatchNorm(False, momentum=0.9, name='layer')(x[..., :1]),
+    lambda path: layers.batch_norm(path, data_format='NHWC'),
+    IMAGE,
+  ),
+  'batch norm of each pixel': Pair(
+    lambda x: hk.BatchNorm(True, True, 0.9, axis=[0], name='layer')(x, True),
+    lambda x: nn.BatchNorm(False, axis=(1, 2, 3), momentum=0.9, name='layer')(
+      x
+    ),
+    lambda path: layers.batch_norm(path, rank=4),
+    IMAGE,
+  ),
+  'conv1d, channels first': Pair(
+    lambda x: hk.Conv1D(5, 3, b_init=INIT, data_format='NCW', name='layer')(x),
+    channels_last(lambda x: nn.Conv(5, (3,), name='layer')(x)),
+    lambda path: layers.conv(path, 'NCW'),
+    SEQUENCE,
+  ),
+  'conv2d, channels first': Pair(
+    lambda x: hk.Conv2D(6, 3, b_init=INIT, data_format='NCHW', name='layer')(x),
+    channels_last(lambda x: nn.Conv(6, (3, 3), name='layer')(x)),
+    lambda path: layers.conv(path, 'channels_first'),
+    IMAGE,
+  ),
+  'conv3d, channels first': Pair(
+    lambda x: hk.Conv3D(2, 2, b_init=INIT, data_format='NCDHW', name='layer')(
+      x
+    ),
+    channels_last(lambda x: nn.Conv(2, (2, 2, 2), name='layer')(x)),
+    lambda path: layers.conv(path, 'NC...'),
+    CUBE,
+  ),
+  'conv of one channel, channels first': Pair(
+    lambda x: hk.Conv2D(1, 3, b_init=INIT, data_format='NCHW', name='layer')(x),
+    channels_last(lambda x: nn.Conv(1, (3, 3), name='layer')(x)),
+    lambda path: layers.conv(path, 'NCHW'),
+    IMAGE,
+  ),
+  'conv transpose, channels first': Pair(
+    lambda x: hk.Conv2DTranspose(
+      3, 2, stride=2, b_init=INIT, data_format='NCHW', name='layer'
+    )(x),
+    channels_last(
+      lambda x: nn.ConvTranspose(3, (2, 2), (2, 2), name='layer')(x)
+    ),
+    lambda path: layers.conv_transpose(path, data_format='NCHW'),
+    IMAGE,
+  ),
+  'depthwise conv, channels first': Pair(
+    lambda x: hk.DepthwiseConv2D(
+      2, 3, b_init=INIT, data_format='NCHW', name='layer'
+    )(x),
+    channels_last(
+      lambda x: nn.Conv(10, (3, 3), feature_group_count=5, name='layer')(x)
+    ),
+    lambda path: layers.depthwise_conv(path, 'NCHW'),
+    IMAGE,
+  ),
+  **{
+    f'{kind} norm, {name}': norm_pair(kind, *arguments)
+    for kind in ('layer', 'rms')
+    for name, arguments in {
+      'spatial, parameters first': ((1, 2), 1, IMAGE, (1, 2), 1),
+      'one axis': (1, 1, SEQUENCE, 1, 1),
+      'all but the batch': (
+        slice(1, None),
+        slice(1, None),
+        IMAGE,
+        (1, 2, 3),
+        (1, 2, 3),
+      ),
+      'last, given as positive': (3, 3, IMAGE, 3, 3),
+      'two axes of parameters': ((1, 3), (1, 3), IMAGE, (1, 3), (1, 3)),
+      'axis of size one': ((0, 3), (0, 3), IMAGE[:1], (0, 3), (0, 3)),
+      'over all, parameters on the last': ((1, 2, 3), -1, IMAGE, (1, 2, 3), -1),
+      'negative': ((-3, -1), -3, IMAGE, (-3, -1), -3),
+    }.items()
+  },
+  'group norm, channels first': Pair(
+    lambda x: hk.GroupNorm(2, data_format='NC...', name='layer')(x[:, :4]),
+    channels_last(lambda x: nn.GroupNorm(2, **NORM, name='layer')(x[..., :4])),
+    lambda path: layers.group_norm(path, 'channels_first', rank=4),
+    IMAGE,
+  ),
+  'instance norm, channels first': Pair(
+    lambda x: hk.InstanceNorm(True, True, data_format='NC...', name='layer')(x),
+    lambda x: nn.InstanceNorm(**NORM, feature_axes=1, name='layer')(x),
+    lambda path: layers.instance_norm(path, 'NCDHW'),
+    CUBE,
+  ),
   'batch norm in evaluation': Pair(
     lambda x: hk.BatchNorm(True, True, 0.9, name='layer')(x, hk.running_init()),
     lambda x: nn.BatchNorm(True, momentum=0.9, name='layer')(x),
@@ -230,6 +365,18 @@ def test_outputs_and_gradients_are_equal(pair):
 
 
 @each_pair
+def test_back_without_a_target(pair):
+  """Takes the axes of size one from the options of the row."""
+  _, params, state = init_haiku(pair)
+  mapping = {'layer': pair.layer('layer')}
+  variables, _ = interop.weights_from_haiku(params, state, mapping)
+  back = interop.weights_to_haiku(variables, mapping)
+  for made, given in zip(back, (params, state)):
+    assert jax.tree.map(jnp.shape, made) == jax.tree.map(jnp.shape, given)
+  assert 'guessed' not in str(back[2])
+
+
+@each_pair
 @pytest.mark.parametrize('kind', ['jax', 'numpy', 'shapes', 'sharded'])
 def test_there_and_back(pair, kind):
   _, params, state = init_haiku(pair)
@@ -275,6 +422,91 @@ def test_report_says_what_the_linen_layer_must_be():
   assert layers.KINDS.keys() == {
     layer.kind for layer in (p.layer('x') for p in PAIRS.values())
   }
+
+
+BARE = {
+  'batch norm': layers.batch_norm,
+  'batch norm, channels first': layers.batch_norm,
+  'conv2d, channels first': layers.conv,
+  'conv3d, channels first': layers.conv,
+  'depthwise conv, channels first': layers.depthwise_conv,
+  'layer norm, spatial, parameters first': layers.layer_norm,
+  'layer norm, axis of size one': layers.layer_norm,
+  'rms norm, two axes of parameters': layers.rms_norm,
+  'group norm, channels first': layers.group_norm,
+  'instance norm, channels first': layers.instance_norm,
+}
+
+
+@pytest.mark.parametrize('name', BARE)
+def test_the_targets_tell_what_the_options_do_not(name):
+  pair = PAIRS[name]
+  _, params, state = init_haiku(pair)
+  mapping = {'layer': BARE[name]('layer')}
+  shapes = jax.eval_shape(Model(pair.linen).init, KEY, pair.x)
+  variables, _ = interop.weights_from_haiku(
+    params, state, mapping, target=shapes
+  )
+  want, _ = interop.weights_from_haiku(
+    params, state, {'layer': pair.layer('layer')}
+  )
+  assert_close(variables, want, 0)
+  back = interop.weights_to_haiku(variables, mapping, target=(params, state))
+  assert_close(back[0], jax.tree.map(lambda x: x, params), 1e-6)
+  assert jax.tree.map(jnp.shape, back[1]) == jax.tree.map(jnp.shape, state)
+  assert 'guessed' not in str(back[2])
+
+
+def test_the_report_says_what_was_guessed():
+  _, params, state = init_haiku(PAIRS['batch norm'])
+  mapping = {'layer': layers.batch_norm('layer')}
+  variables, report = interop.weights_from_haiku(params, state, mapping)
+  assert 'note' not in str(report)
+  made, _, report = interop.weights_to_haiku(variables, mapping)
+  assert made['layer']['scale'].shape == (1, 4)
+  assert 'note: the rank of the inputs was guessed to be 2' in str(report)
+  assert '`rank=`' in str(report) and '`target=`' in str(report)
+
+
+NOTES = {
+  'conv2d, channels first': (layers.conv, 'channels come first.*transpose'),
+  'group norm, channels first': (layers.group_norm, 'channels come first'),
+  'layer norm, two axes of parameters': (
+    layers.layer_norm,
+    r'\(1, 5, 1, 4\) in Haiku.*feature_axes=\(1, 3\)',
+  ),
+}
+
+
+@pytest.mark.parametrize('name', NOTES)
+def test_the_report_says_what_the_weights_show(name):
+  layer, words = NOTES[name]
+  _, params, state = init_haiku(PAIRS[name])
+  _, report = interop.weights_from_haiku(params, state, {'layer': layer('n')})
+  assert re.search(words, str(report))
+
+
+@pytest.mark.parametrize(
+  'layer, words',
+  [
+    (
+      layers.layer_norm('n', (1, 2), 1),
+      r'reduction_axes=\(1, 2\).*feature_axes=1',
+    ),
+    (
+      layers.layer_norm('n', slice(1, None), -1, 4),
+      r'reduction_axes=\(1, 2, 3\)\)',
+    ),
+    (layers.rms_norm('n', slice(1, None)), r'those of slice\(1, None, None\)'),
+    (layers.instance_norm('n', 'NCHW'), 'feature_axes=1'),
+    (layers.batch_norm('n', data_format='NCHW'), r'axis=1\)'),
+    (layers.group_norm('n', axis=(1, 2, 3)), r'reduction_axes=\(1, 2, 3\)'),
+  ],
+)
+def test_the_report_has_the_axes(layer, words):
+  params = {'layer': {'scale': ROW[0]}}
+  _, report = interop.weights_from_haiku(params, {}, {'layer': layer})
+  assert re.search(words, str(report))
 
 
 def test_gru_is_refused_with_the_reason():
@@ -341,6 +573,30 @@ BAD = {
       {'a/query': {'w': np.ones((3, 5))}}, {'a': layers.attention('a', 2)}
     ),
     '"a" cannot be converted',
+  ),
+  'no data format': (
+    lambda: layers.conv('x', 'HWCN'),
+    "'HWCN' is no data format.*channels_first",
+  ),
+  'back: rank of channels first': (
+    lambda: interop.weights_to_haiku(
+      {'params': {'n': {'scale': B}}},
+      {'n': layers.instance_norm('n', 'channels_first')},
+    ),
+    'Pass `rank=`.*data_format="NCHW".*`target=`',
+  ),
+  'back: several features': (
+    lambda: interop.weights_to_haiku(
+      {'params': {'n': {'scale': W}}}, {'n': layers.layer_norm('n')}
+    ),
+    r'\(3, 2\).*`param_axis=` and `rank=`',
+  ),
+  'back: features on other axes': (
+    lambda: interop.weights_to_haiku(
+      {'params': {'n': {'scale': W}}},
+      {'n': layers.layer_norm('n', 1, 1, rank=3)},
+    ),
+    r'\(3, 2\) are not on axes \(1,\)',
   ),
   'back: layer missing': (
     lambda: interop.weights_to_haiku({'params': {'d': {'kernel': W}}}, {}),

@@ -13,7 +13,9 @@ from haiku_state import linen as nn
 from haiku_state.core import freeze
 
 KEY = jax.random.PRNGKey(0)
-names = st.sampled_from(['a', 'b', 'Dense_0', '~', 'x-1', 'a/b', 'é', '0', ''])
+names = st.sampled_from(
+  ['a', 'b', 'Dense_0', '~', 'x-1', 'a/b', 'é', '0', '', 'haiku:', 'haiku:/a']
+)
 plain_names = st.sampled_from(['a', 'b', 'Dense_0', 'x-1', 'é', '0'])
 # Sets of leaves: a leaf below another is left out.
 paths = st.lists(st.lists(names, min_size=1, max_size=4), max_size=6)
@@ -52,7 +54,7 @@ def test_to_haiku_and_back(params, stats, root):
   variables = dropping_empty(
     {'params': nest(params), 'batch_stats': nest(stats), 'state': nest(params)}
   )
-  tops = [tree.get('~') for tree in variables.values()]
+  tops = [tree.get(n) for tree in variables.values() for n in ('~', 'haiku:/a')]
   if root is None and any(holds_a_leaf(top) for top in tops):
     with pytest.raises(ValueError, match='root='):
       interop.to_haiku(variables)
@@ -75,6 +77,24 @@ def test_from_haiku_and_back(params, state):
   assert interop.to_haiku(interop.from_haiku(params, state)) == (params, state)
   module = interop.to_flax_module(params, state)
   assert interop.from_flax_module(module) == (params, state)
+
+
+# Names that a file may have, and no module of Haiku's.
+odd = st.text(alphabet='a~/:-_0xr7b d', max_size=8) | st.text(max_size=3)
+odd_bundles = st.dictionaries(
+  odd, st.dictionaries(odd, st.integers(), min_size=1), max_size=4
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(odd_bundles, odd_bundles, st.sampled_from([None, 'a', 'a/~/b']))
+def test_every_haiku_dictionary_comes_back_or_is_refused(params, state, root):
+  try:
+    variables = interop.from_haiku(params, state, root)
+  except ValueError as e:
+    assert 'is the name of a value and of a module' in str(e)
+    return
+  assert interop.to_haiku(variables, root) == (params, state)
 
 
 @settings(deadline=None, max_examples=40)
@@ -147,6 +167,53 @@ def test_leaves_may_be_anything():
 
 
 # --- As Haiku and Flax make them ---------------------------------------------
+
+
+class Odd(hk.Module):
+  """A module with a parameter and state of any name."""
+
+  def __init__(self, param, state):
+    super().__init__(name='odd')
+    self.param, self.state = param, state
+
+  def __call__(self):
+    w = hk.get_parameter(self.param, (2,), init=jnp.ones)
+    n = hk.get_state(self.state, (), init=jnp.zeros)
+    hk.set_state(self.state, n + 1)
+    return w + n
+
+
+class Around(nn.Module):
+  weight: str
+  count: str
+
+  @nn.compact
+  def __call__(self):
+    return Odd(self.weight, self.count)()
+
+
+@pytest.mark.parametrize(
+  'param', ['w/x', 'w:x', '', '_0xr_', '_0xr7b7d_', '_0x2f_', 'haiku:w']
+)
+@pytest.mark.parametrize(
+  'state',
+  ['a:b', 'a:b:c', 's/t', 'x:', ':', '', 'state:x', 'params:w', 'params:'],
+)
+def test_what_haiku_makes_inside_of_ours_apply_finds(param, state):
+  model = Around(param, state)
+  variables = model.init(KEY)
+  # At init Haiku's state is the first value; state of a collection the last.
+  others = [col for col in variables if col != 'params']
+  (first,) = jax.tree.leaves([variables[col] for col in others])
+  y, changed = model.apply(variables, mutable=others)
+  np.testing.assert_array_equal(y, 1 + first * jnp.ones(2))
+  (n,) = jax.tree.leaves(changed)
+  assert n == first + 1
+  params, states = interop.to_haiku(variables, root='around')
+  assert list(params) == ['around/odd'] and list(params['around/odd']) == [
+    param
+  ]
+  assert list(states['around/odd']) == [state]
 
 
 class Block(nn.Module):

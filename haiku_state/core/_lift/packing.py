@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 
-from haiku_state.core._run import execute
 from haiku_state.core.filters import (
   CollectionFilter,
   Filter,
@@ -25,7 +24,7 @@ from haiku_state.core.filters import (
   union_filters,
 )
 from haiku_state.core.frozen_dict import unfreeze
-from haiku_state.core.scope import Scope
+from haiku_state.core.scope import Scope, execute_once
 
 # One dict of collections (or of key streams) for each filter and scope.
 Groups = tuple[tuple[dict[str, Any], ...], ...]
@@ -61,7 +60,7 @@ class Pack:
     groups = []
     for scope in self.tops:
       scope._check_usable()
-      found = scope._run.store.variables(scope)
+      found = scope._run.store.variables(scope.place)
       # One kind of dict, so that trees match whatever the user's is.
       found = {col: unfreeze(x) for col, x in found.items()}
       groups.append(group_collections(found, in_filters))
@@ -146,7 +145,7 @@ class Pack:
       store: Any = scope._run.store
       found = {
         col: x
-        for col, x in store.variables(scope).items()
+        for col, x in store.variables(scope.place).items()
         if in_filter(scope.mutable, col)
       }
       *wanted, rest = group_collections(found, (*self.out_filters, True))
@@ -181,7 +180,7 @@ class Pack:
       What `fn` returns, and the collections that come out.
     """
     scopes = self.scopes(variable_groups, rng_groups, mutable_filter)
-    y = execute(_roots(scopes), lambda: fn(scopes, *args, **kwargs))
+    y = execute_once(_roots(scopes), lambda: fn(scopes, *args, **kwargs))
     return y, self.repack(scopes)
 
   def publish(self, out_groups: Groups) -> None:
@@ -195,7 +194,7 @@ class Pack:
           # variable leaves no trace.
           if tree and scope.is_mutable_collection(col):
             only = touched if col == 'params' else None
-            scope._run.store.merge(scope, col, tree, only)
+            scope._merge(col, tree, only)
 
 
 def topmost(

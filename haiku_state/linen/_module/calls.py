@@ -7,22 +7,19 @@ import inspect
 import types
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from haiku_state import core, errors
 from haiku_state.core.filters import CollectionFilter, DenyList, union_filters
+from haiku_state.linen._module.base import CaptureFilter, ModuleBase
 from haiku_state.linen._module.context import context
-from haiku_state.linen._module.haiku_binding import haiku_name
+from haiku_state.linen._module.haiku_names import haiku_name
 
-if TYPE_CHECKING:
-  from haiku_state.linen.module import Module
-
-CaptureFilter = bool | Callable[['Module', str], bool]
 DEFAULT_INIT_MUTABLE = DenyList('intermediates')
 
 
 def _scope_function(
-  fn: Callable[..., Any], module: Module, capture: CaptureFilter
+  fn: Callable[..., Any], module: ModuleBase, capture: CaptureFilter
 ) -> Callable[..., Any]:
   """Returns a function of a module as one of a scope."""
 
@@ -57,7 +54,7 @@ def _capturing(
 
 def apply(
   fn: Callable[..., Any],
-  module: Module,
+  module: ModuleBase,
   mutable: CollectionFilter = False,
   capture_intermediates: CaptureFilter = False,
 ) -> Callable[..., Any]:
@@ -94,7 +91,7 @@ def apply(
 
 def init_with_output(
   fn: Callable[..., Any],
-  module: Module,
+  module: ModuleBase,
   mutable: CollectionFilter = DEFAULT_INIT_MUTABLE,
   capture_intermediates: CaptureFilter = False,
 ) -> Callable[..., tuple[Any, Any]]:
@@ -117,7 +114,7 @@ def init_with_output(
 
 def init(
   fn: Callable[..., Any],
-  module: Module,
+  module: ModuleBase,
   mutable: CollectionFilter = DEFAULT_INIT_MUTABLE,
   capture_intermediates: CaptureFilter = False,
 ) -> Callable[..., Any]:
@@ -146,7 +143,7 @@ _takes_module: weakref.WeakSet[Callable[..., Any]] = weakref.WeakSet()
 
 
 def resolve_method(
-  module: Module, method: Callable[..., Any] | str | None, module_type: type
+  module: ModuleBase, method: Callable[..., Any] | str | None
 ) -> Callable[..., Any]:
   """Returns the function that `method=` stands for, unbound.
 
@@ -154,7 +151,6 @@ def resolve_method(
     module: the module.
     method: None for `__call__`, the name of a method or of a submodule, a
       method, or a function of a module.
-    module_type: the class `Module`.
 
   Raises:
     TypeError: the name is that of something else.
@@ -168,13 +164,13 @@ def resolve_method(
         f"'{type(module).__name__}.{name}' must be a callable, got"
         f' {type(method)}.'
       )
-    if isinstance(method, module_type):
+    if isinstance(method, ModuleBase):
       # The submodule must be that of the bound copy.
       return lambda m, *args, **kwargs: getattr(m, name)(*args, **kwargs)
   elif method is None:
     method = module.__call__
   if isinstance(method, types.MethodType) and isinstance(
-    method.__self__, module_type
+    method.__self__, ModuleBase
   ):
     method = method.__func__
   _check_takes_module(method)

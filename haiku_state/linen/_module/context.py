@@ -11,12 +11,10 @@ import dataclasses
 import functools
 import threading
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from haiku_state.configurations import config
-
-if TYPE_CHECKING:
-  from haiku_state.linen.module import Module
+from haiku_state.linen._module.base import ModuleBase
 
 
 class _Context(threading.local):
@@ -31,7 +29,7 @@ class _Context(threading.local):
   """
 
   def __init__(self) -> None:
-    self.module_stack: list[Module | None] = [None]
+    self.module_stack: list[Any] = [None]
     self.captures: list[Any] = []
     self.interceptors: list[Interceptor] = []
     self.call_infos: list[CallInfos] = []
@@ -51,7 +49,7 @@ class InterceptorContext:
     orig_method: the method without any interceptor, bound to the module.
   """
 
-  module: Module
+  module: ModuleBase
   method_name: str
   orig_method: Callable[..., Any]
 
@@ -79,7 +77,7 @@ class CallInfo:
 
   index: int
   path: tuple[str, ...]
-  module: Module
+  module: Any
   rngs: dict[str, Any] | None
   mutable: Any
   method: str
@@ -151,7 +149,7 @@ def intercept_methods(interceptor: Interceptor) -> Iterator[None]:
 def run_interceptors(
   method: Callable[..., Any],
   method_name: str,
-  module: Module,
+  module: ModuleBase,
   args: tuple[Any, ...],
   kwargs: dict[str, Any],
 ) -> Any:

@@ -36,6 +36,9 @@ class Unspecified:
 
 
 unspecified = Unspecified()
+# As a parent: none, nor a name from Haiku. A copy that is about to get its place
+# is not made by whoever makes it.
+detached = Unspecified()
 
 
 def _get_unspecified() -> Unspecified:
@@ -97,8 +100,11 @@ def make_dataclass(cls: Any, kw_only: bool, parent_type: Any) -> None:
   }
   if kw_only:
     options['kw_only'] = True
+  has_own_eq = '__eq__' in cls.__dict__
   kw_only_dataclasses.dataclass(cls, extra_fields=place, **options)
   cls.__hash__ = _checked_hash(cls.__hash__)
+  if not has_own_eq:
+    cls.__eq__ = _with_identity(cls.__eq__)
   cls.parent = ParentField()
   cls._field_names = tuple(
     f.name for f in dataclasses.fields(cls) if f.init and f.name not in PLACE
@@ -131,11 +137,39 @@ def _leave_out_of_comparison(cls: Any, annotations: dict[str, Any]) -> None:
       field.repr = False
 
 
+# The attribute of a module that was made in a run of Haiku's, without a parent:
+# the name that the user gave it.
+GIVEN_NAME = '_given_name'
+
+
+def is_haikus(module: Any) -> bool:
+  """Returns whether a module was made in a run of Haiku, without a parent.
+
+  It is as much itself as a module of Haiku is: JAX, which keeps what it traced
+  by the equality of functions, must not take the one of another run for it.
+  """
+  return GIVEN_NAME in module.__dict__
+
+
+def _with_identity(eq: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+  """Returns an `__eq__` by which a module of Haiku's run is equal to itself."""
+
+  @functools.wraps(eq)
+  def wrapped(self, other):
+    if self is other:
+      return True
+    return False if is_haikus(self) else eq(self, other)
+
+  return wrapped
+
+
 def _checked_hash(hash_fn: Callable[[Any], int]) -> Callable[[Any], int]:
   """Returns a hash that refuses what has no lasting value."""
 
   @functools.wraps(hash_fn)
   def wrapped(self):
+    if is_haikus(self):
+      return object.__hash__(self)
     if self.scope is not None:
       raise TypeError("Can't call __hash__ on modules that hold variables.")
     try:

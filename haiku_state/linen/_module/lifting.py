@@ -23,12 +23,11 @@ from haiku_state.core.filters import DenyList
 from haiku_state.core.keys import LazyRng
 from haiku_state.core.scope import Scope, Variable
 from haiku_state.linen._module import submodules
+from haiku_state.linen._module.binding import usable
 from haiku_state.linen._module.calls import resolve_method
-from haiku_state.linen._module.haiku_binding import (
-  bind_in_haiku,
-  called_by_haiku,
-)
-from haiku_state.linen.module import Module, wrap_method_once
+from haiku_state.linen._module.methods import wrap_method_once
+from haiku_state.linen._module.threads import in_use
+from haiku_state.linen.module import Module
 
 
 @struct.dataclass
@@ -87,7 +86,8 @@ class Reached:
       return
     self._places[key] = -1  # It is being visited.
     if isinstance(x, Module):
-      x._try_setup(shallow=True)
+      with in_use(x) as own:
+        own._try_setup(shallow=True)
       for value in _attributes(x).values():
         if not submodules.is_plain(value):
           for leaf in jax.tree.leaves(value):
@@ -157,14 +157,12 @@ def _check_result(result: Any, method_name: str | None) -> None:
     raise errors.TransformedMethodReturnValueError(method_name)
 
 
-def _usable(module: Module) -> Module:
+def _usable(module: Any) -> Any:
   """Returns the module, bound in Haiku if that is where it is called.
 
   An unbound one is lifted without variables: its method may need none.
   """
-  if module.scope is None and called_by_haiku():
-    return bind_in_haiku(module)
-  return module
+  return module if module.scope is not None else usable(module) or module
 
 
 class _Body:
@@ -206,7 +204,10 @@ def lift_methods(
 
   @functools.wraps(fns[0])
   def method(self, *args, **kwargs):
-    self = _usable(self)
+    with in_use(_usable(self)) as self:
+      return call(self, args, kwargs)
+
+  def call(self, args, kwargs):
     reached = Reached(self, args, kwargs)
     scopes: Any = reached.scopes
     if not multi_scope:
@@ -275,8 +276,7 @@ def lift_methods_cached(
 
   @functools.wraps(fns[0])
   def method(self, *args, **kwargs):
-    self = _usable(self)
-    with _forked_rngs(self.scope):
+    with in_use(_usable(self)) as self, _forked_rngs(self.scope):
       reached = Reached(self, args, kwargs)
       key = _StaticKey(reached, cls)
       return lifted(reached.scopes, key, *reached.args, **reached.kwargs)
@@ -519,7 +519,7 @@ def lift_call(
       )
     if not callable(target):
       raise ValueError('transform target must be callable')
-  fns = [wrap_method_once(resolve_method(module, t, Module)) for t in targets]
+  fns = [wrap_method_once(resolve_method(module, t)) for t in targets]
 
   def run(*scope_fns):
     return functools.partial(transform, *scope_fns)

@@ -51,7 +51,7 @@ class ModuleMeta(type(hk.Module), _TakesKeywords):
         ):
           setattr(cls, key, value)
     else:
-      wrap_class_body(cls, own, module_type)
+      wrap_class_body(cls, own)
     return cls
 
   def __init__(cls, name: str, bases: Any, body: dict[str, Any], **keywords):

@@ -12,28 +12,24 @@ import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import haiku as hk
 import jax
 
 from haiku_state import errors
+from haiku_state.core._run import Run
+from haiku_state.linen._module.base import ModuleBase
+from haiku_state.linen._module.binding import usable
 from haiku_state.linen._module.context import (
   CallInfo,
   context,
   named_call_enabled,
   run_interceptors,
 )
-from haiku_state.linen._module.haiku_binding import (
-  bind_in_haiku,
-  called_by_haiku,
-  enter_haiku,
-)
+from haiku_state.linen._module.haiku_names import enter_haiku
 from haiku_state.linen._module.state import SetupState
-
-if TYPE_CHECKING:
-  from haiku_state.core._run import Run
-  from haiku_state.linen.module import Module
+from haiku_state.linen._module.threads import call_at_rest
 
 _F = TypeVar('_F', bound=Callable[..., Any])
 
@@ -95,14 +91,13 @@ def haiku_method(name: str, fun: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def wrap_method(
-  fun: Callable[..., Any], entered: Callable[..., Any], module_type: type
+  fun: Callable[..., Any], entered: Callable[..., Any]
 ) -> Callable[..., Any]:
   """Returns a method with our wrapper around Haiku's.
 
   Args:
     fun: the function of the user.
     entered: the same with Haiku's wrapper.
-    module_type: the class `Module`.
   """
   name = function_name(fun)
   is_compact = hasattr(fun, 'compact')
@@ -111,7 +106,7 @@ def wrap_method(
   @functools.wraps(fun)
   def wrapped(*args, **kwargs):
     # A callable in the body of a class need not be a method.
-    if not args or not isinstance(args[0], module_type):
+    if not args or not isinstance(args[0], ModuleBase):
       return fun(*args, **kwargs)
     self, *rest = args
     scope = self.scope
@@ -119,7 +114,7 @@ def wrap_method(
       return call_unbound(self, fun, wrapped, rest, kwargs)
     run = scope._run
     if run.is_at_rest:
-      return run.execute(scope, lambda: wrapped(*args, **kwargs))
+      return call_at_rest(wrapped, args, kwargs)
     state = self._state
     if 'module_name' not in self.__dict__:
       enter_haiku(self)  # It was bound at rest.
@@ -150,7 +145,7 @@ def wrap_method(
   return wrapped
 
 
-def profile_name(self: Module, method_name: str) -> str:
+def profile_name(self: ModuleBase, method_name: str) -> str:
   """Returns the name, in profiles, of the operations of a method."""
   name = self.name or type(self).__name__
   return str(name) if method_name == '__call__' else f'{name}.{method_name}'
@@ -159,7 +154,7 @@ def profile_name(self: Module, method_name: str) -> str:
 _UNNAMED = contextlib.nullcontext()
 
 
-def _named_operations(self: Module, run: Run, method_name: str) -> Any:
+def _named_operations(self: ModuleBase, run: Run, method_name: str) -> Any:
   """Returns a context in which operations are named after a method."""
   if run.is_in_haiku:
     run.check_reachable()
@@ -170,7 +165,7 @@ def _named_operations(self: Module, run: Run, method_name: str) -> Any:
 
 
 def call_unbound(
-  self: Module,
+  self: ModuleBase,
   fun: Callable[..., Any],
   wrapped: Callable[..., Any],
   args: list[Any],
@@ -182,8 +177,9 @@ def call_unbound(
     CallSetupUnboundModuleError: the method is `setup`.
     CallCompactUnboundModuleError: the method is compact.
   """
-  if called_by_haiku():
-    return wrapped(bind_in_haiku(self), *args, **kwargs)
+  bound = usable(self)
+  if bound is not None:
+    return wrapped(bound, *args, **kwargs)
   if function_name(fun) == 'setup':
     raise errors.CallSetupUnboundModuleError()
   if hasattr(fun, 'compact'):
@@ -199,7 +195,7 @@ def call_unbound(
     context.module_stack.pop()
 
 
-def _call_observed(self: Module, name: str, entered, args, kwargs) -> Any:
+def _call_observed(self: ModuleBase, name: str, entered, args, kwargs) -> Any:
   """Calls a method through interceptors, and captures what it returns."""
   if context.interceptors:
     y = run_interceptors(entered, name, self, args, kwargs)
@@ -212,7 +208,7 @@ def _call_observed(self: Module, name: str, entered, args, kwargs) -> Any:
   return y
 
 
-def _call_with_info(self: Module, name: str, entered, args, kwargs) -> Any:
+def _call_with_info(self: ModuleBase, name: str, entered, args, kwargs) -> Any:
   """Calls a method and notes what `tabulate` shows of the call."""
   from haiku_state.linen import summary  # It shows modules: it is above them.
 
@@ -235,13 +231,11 @@ def _call_with_info(self: Module, name: str, entered, args, kwargs) -> Any:
   return y
 
 
-def wrap_method_once(
-  fun: Callable[..., Any], module_type: type
-) -> Callable[..., Any]:
+def wrap_method_once(fun: Callable[..., Any]) -> Callable[..., Any]:
   """Returns a function as a method, wrapped unless it is already."""
   if hasattr(fun, _WRAPPED):
     return fun
-  return wrap_method(fun, haiku_method(function_name(fun), fun), module_type)
+  return wrap_method(fun, haiku_method(function_name(fun), fun))
 
 
 def is_wrapped(fun: Any) -> bool:
@@ -310,14 +304,12 @@ _UNWRAPPED = frozenset(
 def wrap_class_body(
   cls: Any,
   body: dict[str, Any],
-  module_type: type,
 ) -> None:
   """Wraps the methods and descriptors in the body of a module class.
 
   Args:
     cls: the class, in which Haiku has wrapped plain methods already.
     body: the body as the user wrote it.
-    module_type: the class `Module`.
   """
   fields = cls.__dataclass_fields__
   own_methods = local_method_names(cls, exclude=_UNWRAPPED)
@@ -326,7 +318,7 @@ def wrap_class_body(
       if inspect.isfunction(value):
         setattr(cls, name, value)  # A default, which Haiku took for a method.
     elif name in own_methods:
-      setattr(cls, name, _wrap_callable(cls, name, value, module_type))
+      setattr(cls, name, _wrap_callable(cls, name, value))
     elif _is_own_descriptor(value) and name not in ('__dict__', '__weakref__'):
       keep = hasattr(value, 'nowrap')
       setattr(cls, name, value if keep else wrap_descriptor(value))
@@ -350,14 +342,14 @@ def local_method_names(
   )
 
 
-def _wrap_callable(cls: Any, name: str, value: Any, module_type: type) -> Any:
+def _wrap_callable(cls: Any, name: str, value: Any) -> Any:
   if hasattr(value, 'nowrap') or is_wrapped(value):
     return value
   by_haiku = cls.__dict__.get(name)
   if by_haiku is None or by_haiku is value:
     # Haiku leaves special methods, and callables that are no functions.
-    return wrap_method_once(getattr(cls, name), module_type)
-  return wrap_method(value, by_haiku, module_type)
+    return wrap_method_once(getattr(cls, name))
+  return wrap_method(value, by_haiku)
 
 
 def _is_own_descriptor(value: Any) -> bool:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-  from haiku_state.linen.module import Module
+from haiku_state.linen._module.base import ModuleBase
 
 
-def module_repr(module: Module, num_spaces: int = 4) -> str:
+def module_repr(module: ModuleBase, num_spaces: int = 4) -> str:
   """Returns the fields and the submodules of a module as text.
 
   It runs no `setup`: only submodules that exist already are shown.

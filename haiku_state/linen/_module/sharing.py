@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from haiku_state import errors
 from haiku_state.core.scope import Scope
-from haiku_state.linen._module.haiku_binding import move_in_haiku
-
-if TYPE_CHECKING:
-  from haiku_state.linen.module import Module
+from haiku_state.linen._module.base import ModuleBase
+from haiku_state.linen._module.haiku_names import move_in_haiku
 
 
 def compact_name_scope(fun: Callable[..., Any]) -> Callable[..., Any]:
@@ -40,7 +38,7 @@ def compact_name_scope(fun: Callable[..., Any]) -> Callable[..., Any]:
   return wrapper
 
 
-def share_scope(module: Module, other: Module, /) -> None:
+def share_scope(module: ModuleBase, other: ModuleBase, /) -> None:
   """Makes two modules use one scope, so that their names do not nest.
 
   If `other` is below `module`, it takes its scope; otherwise `module` takes
@@ -74,7 +72,7 @@ def share_scope(module: Module, other: Module, /) -> None:
       _move(child, child.scope)
 
 
-def _move(module: Module, scope: Scope) -> None:
+def _move(module: ModuleBase, scope: Scope) -> None:
   vars(module)['scope'] = scope
   if 'module_name' in module.__dict__:
     move_in_haiku(module)

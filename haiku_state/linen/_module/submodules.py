@@ -1,21 +1,18 @@
-"""Modules in the attributes of modules: finding, naming and adopting them."""
+"""Modules in the attributes of modules: finding them."""
 
 from __future__ import annotations
 
 import enum
 import types
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
 
 from haiku_state import serialization, traverse_util
-from haiku_state.configurations import config
 from haiku_state.core.frozen_dict import FrozenDict
-
-if TYPE_CHECKING:
-  from haiku_state.linen.module import Module
+from haiku_state.linen._module.base import ModuleBase
 
 # Values of these types hold no modules, and need not be searched.
 _PLAIN = frozenset(
@@ -99,77 +96,23 @@ def _in_order(flat: dict[tuple[str, ...], Any]) -> list[Any]:
   return sorted(flat.items(), key=lambda item: item[0])
 
 
-def map_modules(fn: Callable[[Any], Any], tree: Any, module_type: type) -> Any:
+def map_modules(fn: Callable[[Any], Any], tree: Any) -> Any:
   """Applies a function to the modules in an attribute, and freezes it."""
   if is_plain(tree):
     return tree
-  if isinstance(tree, module_type):
+  if isinstance(tree, ModuleBase):
     return fn(tree)
 
   def on_leaf(suffix, leaf):
     del suffix
-    return fn(leaf) if isinstance(leaf, module_type) else leaf
+    return fn(leaf) if isinstance(leaf, ModuleBase) else leaf
 
   return freeze_attr(map_leaves(on_leaf, tree))
 
 
-def register(owner: Module, name: str, value: Any, module_type: type) -> None:
-  """Sets an attribute of a bound module, and attaches the modules in it.
-
-  A module that was made outside is adopted: a copy of it, one for each run,
-  becomes a submodule of the first module that holds it, and takes its name from
-  the attribute. The user's object stays as it was.
-
-  Args:
-    owner: the bound module.
-    name: the name of the attribute.
-    value: its value.
-    module_type: the class `Module`.
-  """
-  if is_plain(value):
-    object.__setattr__(owner, name, value)  # It may be a property that is set.
-    return
-  attached: list[Any] = []
-
-  def adopt(suffix: str, leaf: Any) -> Any:
-    if not isinstance(leaf, module_type):
-      return leaf
-    return _adopt(owner, f'{name}{suffix}', leaf, attached)
-
-  if isinstance(value, module_type):
-    new = adopt('', value)
-  else:
-    new = freeze_attr(map_leaves(adopt, value))
-  object.__setattr__(owner, name, new)
-  for module in attached:
-    module.__post_init__()
-
-
-def _adopt(owner: Module, place: str, module: Any, attached: list[Any]) -> Any:
-  """Returns the module to hold in place of one that was assigned."""
-  assert owner.scope is not None
-  given_name = None
-  if module.parent is None:
-    # Sharing by reference survives: one copy for each object and run.
-    if _preserves_names(owner):
-      given_name = module.name
-    adopted = owner.scope._run.adopted
-    copy = adopted.get(module._id)
-    if copy is None:
-      own_name = module.name
-      copy = module.clone(name=None)
-      if copy._named_by_itself:
-        given_name = own_name
-      adopted[module._id] = copy
-    module = copy
-  if module.name is None:
-    module.parent = owner
-    vars(module)['name'] = place if given_name is None else given_name
-    attached.append(module)
-  return module
-
-
-def _preserves_names(owner: Module) -> bool:
-  """Returns whether adopted modules keep the names that they came with."""
-  preserve = getattr(type(owner), 'preserve_adopted_names', None)
-  return config.flax_preserve_adopted_names if preserve is None else preserve
+def modules_in(value: Any) -> Iterator[ModuleBase]:
+  """Yields the modules in the value of an attribute."""
+  if not is_plain(value):
+    for _, leaf in suffixed_leaves(value):
+      if isinstance(leaf, ModuleBase):
+        yield leaf

@@ -28,7 +28,7 @@ class Finder:
     hook = self._make_way()
     if fullname in sys.modules:
       loader = Loaded(sys.modules[fullname])
-      return importlib.machinery.ModuleSpec(fullname, loader)
+      return importlib.machinery.ModuleSpec(fullname, loader)  # type: ignore
     return hook.find_spec(fullname, path, target)
 
   def find_distributions(self, context):
@@ -48,7 +48,9 @@ class Finder:
     from haiku_state.port import _hook
 
     _hook.install()
-    return _hook.current()
+    hook = _hook.current()
+    assert hook is not None
+    return hook
 
 
 class Loaded:

@@ -1,31 +1,28 @@
-"""Modules as Haiku modules: their Haiku names, in our runs and in Haiku's.
+"""The Haiku names of modules, in our runs and in Haiku's.
 
 In a run of our own a module has its scope's path as Haiku name. A module that
-is called inside somebody's `hk.transform`, without a parent of our kind, is
-bound there: Haiku names it as it would name one of its own.
+is made in somebody's `hk.transform`, without a parent of our kind, is named by
+Haiku, as one of its own.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 import haiku as hk
 
 from haiku_state.core import _haiku
-from haiku_state.core._run import Run
-from haiku_state.core.filters import DenyList
-from haiku_state.core.scope import Scope
+from haiku_state.linen._module.base import ModuleBase
 from haiku_state.linen._module.context import context
-
-if TYPE_CHECKING:
-  from haiku_state.linen.module import Module
 
 # Haiku's rule from `MyModule` to `my_module`.
 _WORD_BEGINS = re.compile(r'((?<=[a-z0-9])[A-Z]|(?!^)[A-Z](?=[a-z]))')
 
 
-def haiku_name(module: Module) -> str:
+def haiku_name(module: ModuleBase) -> str:
   """Returns the name of a module at the top, as Haiku would make it."""
   if module.name is not None:
     # At the top Flax takes any name: it is on no path.
@@ -51,35 +48,43 @@ def called_by_haiku() -> bool:
 _TOP = '~'
 
 
-class _Named(hk.Module):
-  """A module that is there for the name that Haiku gives it."""
+class _Naming(hk.Module):
+  """Runs the constructor of Haiku's modules on a module that is there already.
 
-  AUTO_REPR = False
-
-
-def bind_in_haiku(module: Module) -> Module:
-  """Binds a module to the run of Haiku that is current.
-
-  Args:
-    module: an unbound module. One that was made in this run stays bound, so
-      that its second call shares what the first one made, as in Haiku; one from
-      outside the run is copied, and stays as it is.
-
-  Returns:
-    The bound module.
+  Haiku then does what it does for one of its own: it numbers the name, puts it
+  below that of the caller, tells interceptors and the modules around.
   """
-  path = _Named(name=haiku_name(module)).module_name
-  initializing = hk.running_init()
-  hidden = ['intermediates'] if initializing else ['params', 'intermediates']
-  scope = Scope(
-    {}, mutable=DenyList(hidden), flags={'initializing': initializing}
-  )
-  scope._run = Run.in_haiku(path)
-  if not module.__dict__.get('_made_in_haiku'):
-    return module.clone(parent=scope, _deep_clone=True, name=module.name)
-  module.parent = scope
-  module.__post_init__()
-  return module
+
+  def __new__(cls, module: ModuleBase, name: str) -> Any:
+    del cls, name
+    return module
+
+  def __init__(self, module: ModuleBase, name: str):
+    del module  # It is `self`.
+    hk.Module.__init__(self, name=name)
+
+
+def name_by_haiku(module: ModuleBase) -> None:
+  """Has Haiku name a module, as one of its own that is made here."""
+  name = module.name
+  if not is_forced(name):
+    name = haiku_name(module)
+  with _thawed(module._state):
+    _Naming(module, name)
+
+
+def is_forced(name: Any) -> bool:
+  """Returns whether a name is an absolute one, by `hk.force_name`."""
+  return isinstance(name, str) and name.startswith(_FORCE)
+
+
+@contextlib.contextmanager
+def _thawed(state: Any) -> Iterator[None]:
+  """Returns a context in which Haiku may set attributes of a module."""
+  was_initialized, state.is_initialized = state.is_initialized, False
+  was_in_setup, state.in_setup = state.in_setup, False
+  yield
+  state.is_initialized, state.in_setup = was_initialized, was_in_setup
 
 
 def enter_haiku(module: Any) -> None:
@@ -89,12 +94,9 @@ def enter_haiku(module: Any) -> None:
   with the depth: it is given a short one, and then the true one.
   """
   name = module.__dict__.get('name')
-  state = module._state
   # Haiku sets attributes, also of a module whose own are frozen by now.
-  was_initialized, state.is_initialized = state.is_initialized, False
-  was_in_setup, state.in_setup = state.in_setup, False
-  hk.Module.__init__(module, name=_SHORT_NAME)
-  state.is_initialized, state.in_setup = was_initialized, was_in_setup
+  with _thawed(module._state):
+    hk.Module.__init__(module, name=_SHORT_NAME)
   # Haiku has set `name` to the last component.
   vars(module)['name'] = name
   move_in_haiku(module)
@@ -123,3 +125,4 @@ class _OwnPath(str):
 
 
 _SHORT_NAME = hk.force_name('linen')
+_FORCE = hk.force_name('')

@@ -1,0 +1,124 @@
+"""Errors of modules in somebody's `hk.transform`, in the words of a Haiku user.
+
+They are of Flax's class, and a ValueError, as Haiku's own errors are.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+import haiku as hk
+
+from haiku_state import errors
+
+
+class MissingParameter(errors.ScopeParamNotFoundError, ValueError):
+  """A parameter is not among those that were passed to `apply`."""
+
+
+class MissingState(errors.ScopeVariableNotFoundError, ValueError):
+  """State is not among what was passed to `apply`."""
+
+
+class MissingKey(errors.InvalidRngError, ValueError):
+  """A random key is needed, and none was passed."""
+
+
+class WrongTrace(errors.JaxTransformError, ValueError):
+  """A transform of JAX is around something that Haiku would have to know of."""
+
+
+def _error(cls: type[Exception], message: str) -> Exception:
+  """Returns an error that says this, and names the lesson of Flax's error."""
+  error = cls.__new__(cls)
+  lesson = cls.__mro__[1].__name__
+  Exception.__init__(error, f'{message} (haiku_state.errors.{lesson})')
+  return error
+
+
+def missing_parameter(path: str, name: str) -> Exception:
+  """Returns the error of a parameter that `apply` was not given.
+
+  Args:
+    path: the Haiku name of the module.
+    name: the name of the parameter.
+  """
+  return _error(
+    MissingParameter,
+    f'Module "{path}" has the parameter "{name}", which is not among the'
+    f' parameters passed to `apply`: {_found(path, hk.get_params())}. Parameters'
+    ' are made by `init`: pass what `f.init(key, ...)` of this very function'
+    ' returned, or rename the modules of yours to these names.',
+  )
+
+
+def missing_state(path: str, key: str) -> Exception:
+  """Returns the error of state that `apply` was not given.
+
+  Args:
+    path: the Haiku name of the module.
+    key: the key in the state of the module, `collection:name`.
+  """
+  return _error(
+    MissingState,
+    f'Module "{path}" asks for the state "{key}", which is not in the state'
+    f' passed to `apply`: {_found(path, hk.get_current_state())}. State is made by'
+    ' `init`: pass the state that `f.init(key, ...)` or the last `f.apply`'
+    ' returned. If only `apply` needs it, make it in `init` too, or store it by'
+    ' `put_variable` or `sow`.',
+  )
+
+
+def _found(path: str, bundles: Any) -> str:
+  """Says what a module has in Haiku's parameters or state, or who has some."""
+  bundles = {name: bundle for name, bundle in bundles.items() if bundle}
+  if path in bundles:
+    return f'there the module has {_list(bundles[path])}'
+  if not bundles:
+    return 'there is nothing in it'
+  near = difflib.get_close_matches(path, bundles, n=3, cutoff=0.6)
+  rest = [name for name in bundles if name not in near]
+  return f'there are the modules {_list([*near, *rest])}'
+
+
+def _list(names: Iterable[str], most: int = 8) -> str:
+  names = [f'"{name}"' for name in names]
+  more = f' and {len(names) - most} more' if len(names) > most else ''
+  return ', '.join(names[:most]) + more if names else 'nothing'
+
+
+def missing_key(path: str, stream: str) -> Exception:
+  """Returns the error of a module that needs a key where there is none.
+
+  Args:
+    path: the Haiku name of the module.
+    stream: the stream that it asked for.
+  """
+  fn = (
+    '`f.init(key, ...)`'
+    if hk.running_init()
+    else '`f.apply(params, key, ...)` (after `state`, if there is some)'
+  )
+  return _error(
+    MissingKey,
+    f'Module "{path}" needs a random key, of the stream "{stream}", and the'
+    f' function was called with None. Pass a key: {fn}.',
+  )
+
+
+def wrong_trace(path: str, what: str) -> Exception:
+  """Returns the error of a value that would leave a transform of JAX.
+
+  Args:
+    path: the Haiku name of the module.
+    what: what it makes or sets.
+  """
+  return _error(
+    WrongTrace,
+    f'Module "{path}" makes or sets {what} inside of a transform of JAX, which'
+    ' the value would leave: Haiku would keep a tracer. Use hk.vmap, hk.scan,'
+    ' hk.grad, hk.remat, hk.cond, ... in its place, or make the module inside of'
+    ' a function that hk.transform transforms, and lift that by hk.lift.',
+  )

@@ -1,0 +1,87 @@
+"""The variables of a run where its frame cannot be reached.
+
+Haiku shows one frame, that of the innermost run of this thread. Two things hide
+that of a run: a lifted transform, which runs its function as a run of its own,
+while a module of the run around may be in the closure of that function; and a
+thread that a method starts, which has no frame at all. There a module is used
+as Flax uses it: what it reads is what the run was given and what was set since,
+and what it sets is put into the frame when that can be reached again.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.core
+
+from haiku_state import errors
+from haiku_state.core import _haiku
+from haiku_state.core._place import Place
+from haiku_state.core._store import InRun, Make
+
+
+class OutOfReach(InRun):
+  """A view of the variables of a run which does without its frame.
+
+  What Haiku's own modules made in the run is not there.
+
+  Args:
+    run: the variables; names and values that are set here are set there.
+  """
+
+  def __init__(self, run: InRun):
+    vars(self).update(vars(run))
+    self.later = ()  # What is to be done to the frame is not done here.
+    self._do_later = run.later.append
+
+  def _at(self, path: str, fn: Callable[..., Any], *args: Any) -> Any:
+    return fn(*args)
+
+  def _frame_read(self, path: str, col: str, name: str, leaf: Any) -> Any:
+    is_state, key = self._key_of(col, name, leaf)
+    for bundles in (self.made[is_state], self.given[is_state]):
+      bundle = bundles.get(path)
+      if bundle is not None and key in bundle:
+        return bundle[key]
+    raise _haiku.Missing
+
+  def _frame_array(self, path: str, key: str, shape: Any, dtype: Any) -> Any:
+    # Its shape is checked by those who asked for it.
+    raise ValueError
+
+  def _frame_param(self, path: str, key: str, value: Any, again: Make) -> Any:
+    self._check_may_leave(value)
+    bundle = self.made[0].setdefault(path, {})
+    # Of two threads that make it at once, the first one does.
+    made = bundle.setdefault(key, value)
+    if made is value:
+      new = functools.partial(_haiku.new_param, path, key, value, again)
+      self._do_later(new)
+    return made
+
+  def _frame_state(self, path: str, key: str, value: Any, is_new: bool) -> None:
+    self._check_may_leave(value)
+    self.made[1].setdefault(path, {})[key] = value
+    write = _haiku.new_state if is_new else _haiku.write_state
+    self._do_later(functools.partial(write, path, key, value))
+
+  def _check_may_leave(self, value: Any) -> None:
+    """Raises if a value would leave the transform that made it.
+
+    Raises:
+      JaxTransformError: it would.
+    """
+    if self.trace.is_current():
+      return
+    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(value)):
+      raise errors.JaxTransformError()
+
+  def param(
+    self, place: Place, name: str, init_fn, args, kwargs, make: Make
+  ) -> Any:
+    # Outside of the transform, so that no value has to leave it.
+    with self.trace.entered():
+      return super().param(place, name, init_fn, args, kwargs, make)

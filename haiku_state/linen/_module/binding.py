@@ -1,0 +1,329 @@
+"""Binding: how a module gets its scope, from a parent or in Haiku's hands.
+
+A module takes its place when it is made, if it has a parent then. One that was
+made outside and comes in a field is adopted: a copy of it, one for each run,
+becomes a submodule of the first module that holds it.
+
+In somebody's `hk.transform` a module without a parent of ours is named by Haiku
+where it is made, and bound when it is first used. Until then it may become the
+submodule of a module that is made with it in a field: of the first one that is
+made, in whatever order they are called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import haiku as hk
+
+from haiku_state import errors
+from haiku_state.configurations import config
+from haiku_state.core import _haiku
+from haiku_state.core._run import Run
+from haiku_state.core.filters import DenyList
+from haiku_state.core.scope import IN_HAIKU, Scope
+from haiku_state.linen._module import submodules
+from haiku_state.linen._module.base import ModuleBase
+from haiku_state.linen._module.context import context
+from haiku_state.linen._module.fields import (
+  GIVEN_NAME,
+  detached,
+  is_haikus,
+  unspecified,
+)
+from haiku_state.linen._module.haiku_names import (
+  called_by_haiku,
+  enter_haiku,
+  haiku_name,
+  is_forced,
+  move_in_haiku,
+  name_by_haiku,
+)
+from haiku_state.linen._module.state import SetupState
+
+# --- By a parent -------------------------------------------------------------
+
+
+def find_parent() -> ModuleBase | None:
+  """Returns the module whose method makes a new one, if there is one."""
+  caller = context.module_stack[-1]
+  if (
+    caller is not None
+    and caller.scope is not None
+    and not caller.scope._run.is_at_rest
+    and called_by_haiku()
+  ):
+    return None  # A Haiku module is between: the new one belongs to that.
+  return caller
+
+
+def settle(module: ModuleBase) -> None:
+  """Binds a module at the place that its parent says, if that can be done now.
+
+  Raises:
+    AssignSubModuleError: the parent is in no method that may have submodules.
+    NameInUseError: the name is taken.
+    ValueError: the parent is neither a module nor a scope.
+  """
+  parent = module.parent
+  if isinstance(parent, ModuleBase):
+    if not _attach(module, parent):
+      return
+  elif isinstance(parent, Scope):
+    vars(module)['scope'] = parent
+  else:
+    raise ValueError('parent must be None, Module or Scope')
+  _bind(module)
+
+
+def _attach(module: ModuleBase, parent: ModuleBase) -> bool:
+  """Takes a name and a scope below a parent; returns whether it could yet."""
+  state = parent._state
+  name = module.name
+  if name is None and state.in_setup:
+    return False  # It gets its name when it is assigned to an attribute.
+  if not parent._initialization_allowed:
+    raise errors.AssignSubModuleError(type(module).__name__)
+  if name is None:
+    prefix = type(module).__name__
+    count = state.autoname_cursor.get(prefix, 0)
+    name = f'{prefix}_{count}'
+    vars(module)['name'] = name
+    state.autoname_cursor[prefix] = count + 1
+  assert parent.scope is not None
+  # In a lifted transform setup runs again, on names that it took outside.
+  reuse = state.in_setup and state.setup_called is SetupState.TRANSFORMED
+  if not reuse and parent.scope.name_reserved(name):
+    raise errors.NameInUseError('submodule', name, type(parent).__name__)
+  state.children[name] = module
+  vars(module)['scope'] = parent.scope.push(name, reuse=reuse)
+  return True
+
+
+def _bind(module: ModuleBase) -> None:
+  """Makes a module that has a scope ready for use."""
+  scope = module.scope
+  assert scope is not None
+  run = scope._run
+  if run.is_at_rest:
+    if scope.parent is None:
+      run.haiku_root = haiku_name(module)
+  elif is_haikus(module):
+    vars(module).pop(_OWNER, None)
+    move_in_haiku(module)
+  else:
+    enter_haiku(module)
+  for name in module._field_names:
+    value = module.__dict__.get(name, unspecified)
+    if value is not unspecified and not submodules.is_plain(value):
+      register(module, name, value)
+  module._state.is_initialized = True
+
+
+# --- By an attribute ---------------------------------------------------------
+
+
+def register(owner: ModuleBase, name: str, value: Any) -> None:
+  """Sets an attribute of a bound module, and attaches the modules in it.
+
+  Args:
+    owner: the bound module.
+    name: the name of the attribute.
+    value: its value.
+  """
+  if submodules.is_plain(value):
+    object.__setattr__(owner, name, value)  # It may be a property that is set.
+    return
+  attached: list[ModuleBase] = []
+
+  def adopt(suffix: str, leaf: Any) -> Any:
+    if not isinstance(leaf, ModuleBase):
+      return leaf
+    return _adopt(owner, f'{name}{suffix}', leaf, attached)
+
+  if isinstance(value, ModuleBase):
+    new = adopt('', value)
+  else:
+    new = submodules.freeze_attr(submodules.map_leaves(adopt, value))
+  object.__setattr__(owner, name, new)
+  for module in attached:
+    if is_haikus(module):
+      settle(module)  # It is the user's own object, made already.
+    else:
+      module.__post_init__()
+
+
+def _adopt(
+  owner: ModuleBase,
+  place: str,
+  module: ModuleBase,
+  attached: list[ModuleBase],
+) -> ModuleBase:
+  """Returns the module to hold in place of one that was assigned."""
+  assert owner.scope is not None
+  given_name = None
+  if module.parent is None:
+    if is_haikus(module):
+      return _adopt_in_haiku(owner, place, module, attached)
+    # Sharing by reference survives: one copy for each object and run.
+    if _preserves_names(owner):
+      given_name = module.name
+    adopted = _adopted(owner.scope)
+    copy = adopted.get(module._id)
+    if copy is None:
+      own_name = module.name
+      copy = module.clone(parent=detached, name=None)
+      if copy._named_by_itself:
+        given_name = own_name
+      adopted[module._id] = copy
+    module = copy
+  if module.name is None:
+    module.parent = owner
+    vars(module)['name'] = place if given_name is None else given_name
+    attached.append(module)
+  return module
+
+
+def _adopted(scope: Scope) -> Any:
+  """Returns the copies of modules from outside, by the ids of the originals."""
+  if scope._run.is_in_haiku:
+    return _haiku.notes_of_run()
+  return scope._modules.adopted
+
+
+def _preserves_names(owner: ModuleBase) -> bool:
+  """Returns whether adopted modules keep the names that they came with."""
+  preserve = getattr(type(owner), 'preserve_adopted_names', None)
+  return config.flax_preserve_adopted_names if preserve is None else preserve
+
+
+# --- In Haiku's hands --------------------------------------------------------
+
+# The attribute of a module that was made there and belongs below another one:
+# that one. It is gone when the module is bound, so that it closes no cycle of
+# what knows of a run.
+_OWNER = '_owner'
+
+
+def name_where_made(module: ModuleBase) -> None:
+  """Gives a new module without a parent its Haiku name, in a run of Haiku.
+
+  It claims the modules in its fields.
+  """
+  if not called_by_haiku():
+    return
+  _name(module, module.name)
+  for leaf in _free_modules_in_fields(module):
+    vars(leaf).setdefault(_OWNER, module)
+
+
+def take_over(copy: ModuleBase, original: ModuleBase) -> None:
+  """Has a copy own what its original does, which was made to be copied."""
+  if is_haikus(copy):
+    for leaf in _free_modules_in_fields(copy):
+      if vars(leaf).get(_OWNER) is original:
+        vars(leaf)[_OWNER] = copy
+
+
+def _free_modules_in_fields(module: ModuleBase) -> Iterator[ModuleBase]:
+  for field in module._field_names:
+    for leaf in submodules.modules_in(vars(module).get(field)):
+      if is_haikus(leaf) and leaf.scope is None:
+        yield leaf
+
+
+def _name(module: ModuleBase, given: str | None) -> None:
+  name_by_haiku(module)
+  vars(module)[GIVEN_NAME] = given
+
+
+def _adopt_in_haiku(
+  owner: ModuleBase,
+  place: str,
+  module: ModuleBase,
+  attached: list[ModuleBase],
+) -> ModuleBase:
+  """Puts a module that was made in a run of Haiku below the one it belongs to.
+
+  One that belongs to another, or to none, stays where that, or Haiku, put it.
+  """
+  if vars(module).get(_OWNER) is not owner:
+    bind_in_haiku(module)
+    return module
+  name = vars(module)[GIVEN_NAME] if _preserves_names(owner) else None
+  module.parent = owner
+  vars(module)['name'] = place if name is None else name
+  attached.append(module)
+  return module
+
+
+def usable(module: ModuleBase) -> ModuleBase | None:
+  """Returns an unbound module as it is used here, bound; None if it cannot be.
+
+  Args:
+    module: an unbound module. One that was made in a run of Haiku is bound
+      itself. One that was made outside has one bound copy in each run, and
+      stays as it is.
+
+  Raises:
+    ValueError: it was made outside, and another module has the name that it
+      would have.
+  """
+  if is_haikus(module):
+    bind_in_haiku(module)
+    return None if module.scope is None else module
+  return _inside(module) if called_by_haiku() else None
+
+
+def bind_in_haiku(module: ModuleBase) -> None:
+  """Binds a module that was made in a run of Haiku, if it is not bound yet.
+
+  Where no run of Haiku's goes on it stays unbound.
+  """
+  if module.scope is not None or _haiku.current_path() is None:
+    return
+  owner = vars(module).get(_OWNER)
+  if owner is not None:
+    bind_in_haiku(owner)  # That adopts it.
+  if module.scope is None:
+    module.parent = _scope_in_haiku(module.module_name)
+    settle(module)
+
+
+def _inside(module: ModuleBase) -> ModuleBase:
+  """Returns the copy, in this run of Haiku, of a module from outside."""
+  adopted = _haiku.notes_of_run()
+  copy = adopted.get(module._id)
+  if copy is None:
+    copy = module.clone(parent=detached)
+    _name(copy, module.name)
+    _check_name(module, copy.module_name)
+    adopted[module._id] = copy
+    bind_in_haiku(copy)
+  return copy
+
+
+def _check_name(module: ModuleBase, path: str) -> None:
+  """Raises if the name of a module from outside depends on the order of calls."""
+  wanted, given = haiku_name(module), path.rpartition('/')[2]
+  if is_forced(module.name) or given == wanted:
+    return
+  kind = type(module).__name__
+  raise ValueError(
+    f'{kind} was made outside of hk.transform, so that it is named when it is'
+    f' first called, but "{wanted}" is another module there: which of the two'
+    f' would be "{given}" would depend on the order of the calls. Make it inside'
+    ' of the transformed function, or give it a name of its own:'
+    f' {kind}(..., name="my_{wanted}").'
+  )
+
+
+def _scope_in_haiku(path: str) -> Scope:
+  """Returns a scope at the place of a Haiku module, in Haiku's hands."""
+  initializing = hk.running_init()
+  hidden = ['intermediates'] if initializing else ['params', 'intermediates']
+  flags = {'initializing': initializing, IN_HAIKU: True}
+  scope = Scope({}, mutable=DenyList(hidden), flags=flags)
+  scope._run = Run.in_haiku(path)
+  return scope
