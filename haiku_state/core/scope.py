@@ -712,7 +712,11 @@ def execute_once(scopes: Sequence[Scope], body: Callable[[], T]) -> T:
 
 def _check_variables(variables: Any) -> None:
   if not _haiku.is_level(variables):
-    raise errors.ApplyScopeInvalidVariablesTypeError()
+    # Flax does not look, and Python raises this.
+    raise TypeError(
+      f'Found {type(variables).__name__} in place of the variables.'
+      f' {errors.ApplyScopeInvalidVariablesTypeError()}'
+    )
   for col, tree in variables.items():
     if not isinstance(col, str) or not _haiku.is_level(tree):
       raise errors.ApplyScopeInvalidVariablesTypeError()

@@ -365,10 +365,17 @@ def _advising(kind: _Kind) -> Iterator[None]:
       e.add_note(_names.missing_message(name))
     raise
   except Exception as e:
+    if isinstance(e, TypeError) and str(e).startswith('metaclass conflict'):
+      e.add_note(_ABOUT_METACLASSES)
     if hint := kind.hint_on(str(e)):
       e.add_note(hint)
     raise
 
+
+_ABOUT_METACLASSES = (
+  "Modules have a metaclass of their own, Haiku's. Derive yours from it: write"
+  ' `class Registry(type(nn.Module)):` in place of `class Registry(type):`.'
+)
 
 # --- Documents ---------------------------------------------------------------
 
