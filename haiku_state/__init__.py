@@ -29,3 +29,7 @@ def __getattr__(name: str):
   if name == 'optim':
     return _importlib.import_module('haiku_state.optim')
   raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+
+
+def __dir__():
+  return sorted({*globals(), 'optim'})

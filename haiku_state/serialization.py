@@ -11,7 +11,7 @@ unknown origin can give wrong values or a `ValueError`, never more.
 
 `to_state_dict` and `from_state_dict` need nothing but JAX. The functions
 that make or read bytes need MessagePack:
-`pip install 'haiku_state[serialization]'`.
+`pip install '.[serialization]'`.
 
 See https://flax.readthedocs.io/en/latest/api_reference/flax.serialization.html
 and https://github.com/msgpack/msgpack/blob/master/spec.md.
@@ -356,6 +356,23 @@ register_serialization_state(
 class _MalformedBytesError(ValueError):
   """The bytes are not what `to_bytes` writes: cut off, damaged, or hostile."""
 
+  def __init__(self, message: str):
+    ValueError.__init__(self, message)
+
+  def __str__(self) -> str:
+    return self.args[0]
+
+
+def _malformed(kind: type[Exception], message: str) -> _MalformedBytesError:
+  """Returns an error that is also of MessagePack's kind, if it has one.
+
+  Programs catch `msgpack.exceptions.ExtraData`, say, as Flax raises it.
+  """
+  if kind.__module__.split('.')[0] != 'msgpack':
+    return _MalformedBytesError(message)
+  body = {'__reduce__': lambda self: (_malformed, (kind, message))}
+  return type(kind.__name__, (_MalformedBytesError, kind), body)(message)
+
 
 def to_bytes(target: Any) -> bytes:
   """Writes the state dict of an object as MessagePack bytes.
@@ -466,10 +483,11 @@ def msgpack_restore(encoded_pytree: bytes) -> Any:
   # What can go wrong in bytes made to do harm is open-ended (unhashable keys,
   # unknown dtypes, nesting beyond the recursion limit): it all means the same.
   except Exception as error:
-    raise _MalformedBytesError(
+    raise _malformed(
+      type(error),
       f'These {size} bytes are not a saved state: {_reason(error)}. Expected'
       ' the bytes that to_bytes or msgpack_serialize returned; a file may have'
-      ' been cut off, or be of another format.'
+      ' been cut off, or be of another format.',
     ) from error
 
 
@@ -479,8 +497,8 @@ def _import_msgpack() -> Any:
   except ImportError as error:
     raise ImportError(
       'Writing and reading bytes needs MessagePack, which is not installed:'
-      " pip install 'haiku_state[serialization]'. (to_state_dict and"
-      ' from_state_dict work without it.)'
+      " pip install '.[serialization]' in a clone of haiku_state. (to_state_dict"
+      ' and from_state_dict work without it.)'
     ) from error
   return msgpack
 

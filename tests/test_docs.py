@@ -50,7 +50,7 @@ def test_document_runs(path, tmp_path, monkeypatch):
     except ImportError as e:
       # Documents may use extras; the error says which.
       text = str(e)
-      if 'haiku_state[' in text or JAX_EXTRA in text or e.name in EXTRAS:
+      if "pip install '.[" in text or JAX_EXTRA in text or e.name in EXTRAS:
         pytest.skip(text)
       raise
 

@@ -68,7 +68,8 @@ LAYERS = {
     interop.trees interop.functions interop.recurrent interop.comparison interop""",
   'port': """
     port._names port._documents port._uses port._expects port._hook port._rewrite
-    port._port port._run port._cli port __main__""",
+    port._port port._startup port._startup.sitecustomize port._run
+    port._explain port._cli port __main__""",
   'all': 'haiku_state',
 }
 ORDER = [name for names in LAYERS.values() for name in names.split()]
@@ -105,7 +106,7 @@ APART = {
     'core.frozen_dict',
     'training.dynamic_scale',
   },
-  'port': {'configurations'},
+  'port': {'configurations', 'errors'},
   'metrics': set(),
 }
 

@@ -2,6 +2,7 @@
 
 import builtins
 import collections
+import pickle
 import threading
 from typing import Any, NamedTuple
 
@@ -571,5 +572,19 @@ def test_without_msgpack(monkeypatch):
     lambda: serialization.to_bytes({}),
     lambda: serialization.from_bytes({}, b''),
   ):
-    with pytest.raises(ImportError, match=r"'haiku_state\[serialization\]'"):
+    with pytest.raises(ImportError, match=r"'.\[serialization\]'"):
       program()
+
+
+@pytest.mark.parametrize('data', [b'abc', b'', b'\xc1', b'\x92\x01'])
+def test_malformed_bytes_are_also_what_messagepack_raises(data):
+  """Programs catch `ExtraData`, say; ours has a longer message."""
+  theirs = pytest.importorskip('flax.serialization')
+  with pytest.raises(Exception) as expected:
+    theirs.msgpack_restore(data)
+  with pytest.raises(expected.type, match='are not a saved state') as e:
+    serialization.msgpack_restore(data)
+  assert isinstance(e.value, ValueError)
+  again = pickle.loads(pickle.dumps(e.value))
+  assert type(again).__mro__[1:] == type(e.value).__mro__[1:]
+  assert str(again) == str(e.value)

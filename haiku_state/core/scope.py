@@ -699,7 +699,7 @@ def bind(
 
 # Under Flax's name: libraries that change how variables are made call it.
 def _unfreeze_variables(
-  variables: VariableDict, mutable: CollectionFilter
+  variables: Mapping[str, Any], mutable: CollectionFilter
 ) -> dict[str, Any]:
   """Returns collections by name, those that are mutable as dicts of our own."""
   own = {col: _haiku.with_own_levels(x) for col, x in variables.items()}
@@ -726,7 +726,11 @@ def execute_once(scopes: Sequence[Scope], body: Callable[[], T]) -> T:
 
 def _check_variables(variables: Any) -> None:
   if not _haiku.is_level(variables):
-    raise errors.ApplyScopeInvalidVariablesTypeError()
+    # Flax does not look, and Python raises this.
+    raise TypeError(
+      f'Found {type(variables).__name__} in place of the variables.'
+      f' {errors.ApplyScopeInvalidVariablesTypeError()}'
+    )
   for col, tree in variables.items():
     if not isinstance(col, str) or not _haiku.is_level(tree):
       raise errors.ApplyScopeInvalidVariablesTypeError()

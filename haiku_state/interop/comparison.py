@@ -107,7 +107,7 @@ class Comparison:
       import matplotlib.pyplot as plt
     except ImportError as e:
       raise ImportError(
-        "A picture needs: pip install 'haiku_state[plot]'"
+        "A picture needs, in a clone of haiku_state: pip install '.[plot]'"
       ) from e
     if ax is None:
       _, ax = plt.subplots(figsize=(6, 1 + 0.25 * len(self.rows)))

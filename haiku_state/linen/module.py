@@ -217,6 +217,8 @@ class Module(ModuleBase, hk.Module, metaclass=ModuleMeta):
     if not self._setup_needed:
       if not shallow:
         state.setup_called = SetupState.DONE
+      elif context.interceptors and state.setup_called is SetupState.NEW:
+        _check_setup(self)  # There is nothing to check, only to be seen.
       return
     try:
       state.in_setup = True
@@ -816,15 +818,22 @@ def _check_setup(module: Module) -> None:
   """Runs `setup` on shapes only, for the errors that it raises."""
 
   def run(x):
-    with _KeylessScope({}, mutable=True).temporary() as root:
-      root.execute(lambda: module.clone(parent=root)._try_setup())
+    with TestScope({}, mutable=True).temporary() as root:
+      root.execute(lambda: _identity(module.clone(parent=root), x))
     return x
 
   jax.eval_shape(run, 0)
 
 
-class _KeylessScope(Scope):
-  """A scope whose keys are all the same, to look at shapes with."""
+# Interceptors see the run of `setup` as a call of this method, of Flax's name.
+_identity = methods.wrap_method_once(lambda module, x: x)
+
+
+class TestScope(Scope):
+  """A scope whose keys are all the same, to look at shapes with.
+
+  Programs leave such a run of `setup` out by the name of this class, Flax's.
+  """
 
   def _next_rng(self, name: str) -> tuple[jax.Array, tuple[str | int, ...]]:
     del name

@@ -1,7 +1,7 @@
 """Tables of modules: what is called, on what, with which variables.
 
 The text is drawn by rich and PyYAML, which come with the extra
-`pip install 'haiku_state[summary]'`.
+`pip install '.[summary]'`.
 """
 
 from __future__ import annotations
@@ -415,7 +415,7 @@ def _import_rich() -> Any:
   except ImportError as error:
     raise ImportError(
       'Tables of modules need the packages rich and PyYAML, which are not both'
-      " installed. Run `pip install 'haiku_state[summary]'`."
+      " installed. Run `pip install '.[summary]'` in a clone of haiku_state."
     ) from error
   return rich
 

@@ -221,8 +221,16 @@ class OptimizerDef:
       state_dict: what `state_dict` returned, here or in Flax.
 
     Raises:
+      KeyError: the state dict has no `target` or no `state`.
       ValueError: names or sizes differ.
     """
+    for part in ('target', 'state'):
+      if part not in state_dict:
+        raise KeyError(
+          f'The state dict of an optimizer has the names "target" and "state";'
+          f' here "{part}" is missing among {sorted(state_dict)}. Pass what'
+          ' `state_dict` returned, whole.'
+        )
     restored = serialization.from_state_dict(
       {'target': opt_target, 'state': opt_state}, state_dict, name='optimizer'
     )

@@ -1,6 +1,7 @@
 """Moving a program written for Flax over: run it as it is, or rewrite it.
 
-On the command line: `haiku-state run FILE` and `haiku-state port PATH`.
+On the command line: `haiku-state run FILE` and `haiku-state port PATH`; and
+`haiku-state explain NAME`, for what an error says.
 """
 
 from haiku_state.port._cli import main as main

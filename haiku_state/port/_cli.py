@@ -1,25 +1,29 @@
-"""The commands `haiku-state run` and `haiku-state port`."""
+"""The commands `haiku-state run`, `port` and `explain`."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
 
-from haiku_state.port import _documents, _port, _rewrite, _run
+from haiku_state.port import _documents, _explain, _names, _port, _rewrite, _run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs a command.
 
   Args:
-    argv: the arguments, by default those of the process.
+    argv: the arguments, by default those of the process. The process is then
+      the program's that is run, and stays so when it ends: for its threads, and
+      for what it has registered with `atexit`.
 
   Returns:
     The exit status: 0 if all is well, 1 if something was found, 2 if the
     arguments or a file cannot be used.
   """
   args = _parser().parse_args(argv)
+  args.owns_process = argv is None
   try:
     return args.command(args)
   except _documents.DocumentError as e:
@@ -32,20 +36,31 @@ def _parser() -> argparse.ArgumentParser:
     prog='haiku-state',
     description='Moves programs written for Flax onto haiku_state.',
   )
+  parser.add_argument(
+    '--version',
+    action='version',
+    version=f'haiku_state {importlib.import_module(_names.OURS).__version__}',
+  )
   commands = parser.add_subparsers(required=True, metavar='COMMAND')
   _add_run(commands)
   _add_port(commands)
+  _add_explain(commands)
   return parser
 
 
 def _add_run(commands) -> None:
   parser = commands.add_parser(
     'run',
+    usage=(
+      'haiku-state run [--dicts | --frozen] FILE [ARGS ...]\n'
+      '       haiku-state run [--dicts | --frozen] -m MODULE [ARGS ...]'
+    ),
     help='run a program written for Flax as it is',
     description=(
       'Runs a program written for Flax as it is: `import flax` gives the'
       ' modules of haiku_state. FILE is a script, or a document (.rst, .txt,'
-      ' .md, .ipynb) whose blocks run in order in one namespace.'
+      ' .md, .ipynb) whose blocks run in order in one namespace, or - for the'
+      ' standard input.'
     ),
   )
   kind = parser.add_mutually_exclusive_group()
@@ -66,14 +81,20 @@ def _add_run(commands) -> None:
   parser.add_argument(
     '-m', dest='module', action='store_true', help='FILE is a module'
   )
-  parser.add_argument('file', metavar='FILE')
-  parser.add_argument('args', nargs=argparse.REMAINDER, metavar='ARGS')
-  parser.set_defaults(command=_do_run)
+  # One argument, so that an error names what is missing, and nothing more.
+  parser.add_argument('program', nargs=argparse.REMAINDER, metavar='FILE')
+  parser.set_defaults(command=_do_run, parser=parser)
 
 
 def _do_run(args: argparse.Namespace) -> int:
-  run = _run.run_module if args.module else _run.run_path
-  return run(args.file, args.args, args.frozen)
+  if not args.program:
+    args.parser.error('the name of a program is missing: FILE, or -m MODULE')
+  target, *rest = args.program
+  if args.owns_process:
+    run = _run.start_module if args.module else _run.start_path
+  else:
+    run = _run.run_module if args.module else _run.run_path
+  return run(target, rest, args.frozen)
 
 
 def _add_port(commands) -> None:
@@ -157,3 +178,30 @@ def _show(ported: _port.Ported, args: argparse.Namespace) -> None:
     print(f'{ported.path}: would change')
   else:
     print(ported.diff(), end='')
+
+
+def _add_explain(commands) -> None:
+  parser = commands.add_parser(
+    'explain',
+    help='print the lesson of an error, or what an option does',
+    description=(
+      'Prints the lesson of an error by the name at the end of its message, or'
+      ' what an option of haiku_state.config does. Without NAME it prints all'
+      ' names.'
+    ),
+    epilog='Exit status: 0 all is well; 2 there is no such name.',
+  )
+  parser.add_argument('name', metavar='NAME', nargs='?')
+  parser.set_defaults(command=_do_explain)
+
+
+def _do_explain(args: argparse.Namespace) -> int:
+  if args.name is None:
+    print(_explain.overview())
+    return 0
+  try:
+    print(_explain.explain(args.name))
+  except LookupError as e:
+    print(f'haiku-state: {e.args[0]}', file=sys.stderr)
+    return 2
+  return 0

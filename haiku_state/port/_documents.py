@@ -38,6 +38,7 @@ class Block(NamedTuple):
     line: the line in that file where it begins, from 1.
     where: how people are told where it is.
     doctest: whether it consists of `>>>` examples.
+    left_out: what of it is no Python and does not run, for people.
   """
 
   source: str
@@ -45,6 +46,7 @@ class Block(NamedTuple):
   line: int
   where: str
   doctest: bool
+  left_out: tuple[str, ...] = ()
 
 
 def read_blocks(path: str | pathlib.Path) -> list[Block]:
@@ -225,10 +227,11 @@ def _closes(line: str, fence: str) -> bool:
 
 def _notebook(text: str, filename: str) -> Iterator[Block]:
   for number, source in code_cells(text, filename):
-    source = without_magics(source)
+    source, left_out = split_magics(source)
     if source.strip():
       where = f'{filename}, cell {number}'
-      yield Block(source, f'{filename}[{number}]', 1, where, False)
+      name = f'{filename}[{number}]'
+      yield Block(source, name, 1, where, False, tuple(left_out))
 
 
 def code_cells(text: str, filename: str) -> Iterator[tuple[int, str]]:
@@ -266,35 +269,121 @@ def code_cells(text: str, filename: str) -> Iterator[tuple[int, str]]:
     yield number, ''.join(lines)
 
 
-_CELL_MAGIC = re.compile(r'\s*%%(\w*)')
-_MAGIC = re.compile(r'^([ \t]*)([%!?]|[\w.]+\?\??$)(.*)$', re.M)
-
-
 def without_magics(source: str) -> str:
-  """Returns a cell whose magics are comments, line by line.
+  """Returns a cell whose magics are comments: see `split_magics`."""
+  return split_magics(source)[0]
 
-  `%%time` and the like are taken off a cell of Python; a cell in another
-  language (`%%bash`) becomes comments.
+
+def split_magics(source: str) -> tuple[str, list[str]]:
+  """Returns a cell as Python, and what of it is none.
+
+  `%time` and the like are taken off what they run; all other magics, commands
+  and questions become comments, and a cell in another language (`%%bash`)
+  altogether. A name that is assigned one is None.
+
+  Args:
+    source: the cell.
+
+  Returns:
+    The cell with as many lines, and what is left out, with its lines.
   """
   cell_magic = _CELL_MAGIC.match(source)
   if cell_magic:
-    if cell_magic.group(1) not in _TIMERS:
-      return re.sub(r'^.', '#', source, flags=re.M)
+    if cell_magic.group(1) not in _RUNNERS:
+      name = source.strip().split('\n')[0]
+      return re.sub(r'^.', '#', source, flags=re.M), [f'the cell {name}']
     source = source.replace('%%', '##', 1)
   try:
     ast.parse(source)
   except (SyntaxError, ValueError, RecursionError, MemoryError):
-    return _MAGIC.sub(_comment, source)
-  return source  # A line of Python may begin with `%`, in brackets.
+    return _split_lines(source)
+  return source, []  # A line of Python may begin with `%`, in brackets.
 
 
-def _comment(match: re.Match[str]) -> str:
-  indent = match.group(1)
-  # A block needs a statement.
-  return indent + 'pass' if indent else '#' + match.group()[1:]
+_CELL_MAGIC = re.compile(r'\s*%%(\w*)')
+# Magics that run what stands behind them.
+_RUNNERS = ('time', 'timeit', 'capture', 'prun')
+_RUN_LINE = re.compile(
+  rf'(?P<indent>\s*)(?P<magic>%(?:{"|".join(_RUNNERS)})(?:\s+-[a-zA-Z]\w*(?:\s+\d+)?)*)\s+(?=\S)'
+)
+_LINE_MAGIC = re.compile(r'(?P<indent>\s*)(?:[%!?]|[%\w.\[\]]+\?\??\s*$)')
+_ASSIGNED = re.compile(
+  r'(?P<target>\s*[\w.]+(?:\[[^]]*\])*(?:\s*,\s*[\w.]+)*\s*=\s*)[!%]'
+)
 
 
-_TIMERS = ('time', 'timeit', 'capture', 'prun')
+def _split_lines(source: str) -> tuple[str, list[str]]:
+  """Returns what `split_magics` does, of a cell that is not all Python."""
+  out, left_out = [], []
+  inside = _Inside()
+  goes_on = False  # Whether the line before was a magic with `\\` at its end.
+  for number, line in enumerate(source.split('\n'), 1):
+    kept = line
+    if goes_on:
+      kept = '#' + line[1:]
+    elif inside.nothing():
+      kept = _without_magic(line)
+    if kept is not line:
+      if not _RUN_LINE.match(line) and not goes_on:
+        left_out.append(f'line {number}: {line.strip()}')
+      goes_on = line.rstrip().endswith('\\')
+    inside.go_on(kept)
+    out.append(kept)
+  return '\n'.join(out), left_out
+
+
+def _without_magic(line: str) -> str:
+  """Returns a line of Python in place of one that begins with a magic.
+
+  What stays of the line stays in its columns.
+  """
+  if match := _RUN_LINE.match(line):
+    start, end = match.end('indent'), match.end()
+    return line[:start] + 'None;'.ljust(end - start) + line[end:]
+  if match := _LINE_MAGIC.match(line):
+    indent = match.group('indent')
+    # A block needs a statement.
+    return indent + 'pass' if indent else '#' + line[1:]
+  if match := _ASSIGNED.match(line):
+    return match.group('target') + 'None'
+  return line
+
+
+class _Inside:
+  """Whether the next line goes on with a string, a bracket or a statement."""
+
+  _TOKEN = re.compile(
+    r"""#.*|(?P<quotes>\'{3}|"{3})|\'(?:\\.|[^\'\\])*\'|"(?:\\.|[^"\\])*\""""
+    r"""|(?P<open>[(\[{])|(?P<close>[)\]}])|(?P<more>\\$)|.""",
+    re.S,
+  )
+
+  def __init__(self) -> None:
+    self._quotes = ''
+    self._depth = 0
+    self._more = False
+
+  def nothing(self) -> bool:
+    """Returns whether the next line begins a statement."""
+    return not self._quotes and self._depth <= 0 and not self._more
+
+  def go_on(self, line: str) -> None:
+    """Takes a line."""
+    self._more = False
+    place = 0
+    while place < len(line):
+      if self._quotes:
+        end = line.find(self._quotes, place)
+        if end < 0:
+          return
+        place, self._quotes = end + 3, ''
+        continue
+      match = self._TOKEN.match(line, place)
+      assert match is not None  # Any character is one.
+      place = match.end()
+      self._quotes = match.group('quotes') or ''
+      self._depth += bool(match.group('open')) - bool(match.group('close'))
+      self._more = bool(match.group('more'))
 
 
 # --- Doctests ----------------------------------------------------------------

@@ -14,6 +14,8 @@ import contextlib
 import importlib
 import importlib.abc
 import importlib.machinery
+import importlib.metadata
+import os
 import sys
 import types
 from collections.abc import Callable, Iterator, Sequence
@@ -36,7 +38,57 @@ class _Alias(importlib.abc.Loader):
   def exec_module(self, module: types.ModuleType) -> None:
     # It has run under its own name; import has put Flax's spec on it.
     module.__spec__ = self._spec
-    self._finder.explain_missing(module)
+    self._finder.explain_missing(module, _names.theirs(module.__name__))
+
+
+class _Package(types.ModuleType):
+  """`flax` itself: all that this package has, and the version of Flax.
+
+  What a program sets on it is set on this package.
+  """
+
+  def __init__(self, ours: types.ModuleType):
+    super().__init__(THEIRS, ours.__doc__)
+    own = vars(self)
+    own.update({k: v for k, v in vars(ours).items() if not k.startswith('_')})
+    own.update(__file__=ours.__file__, __version__=_names.VERSION)
+    own.update(__getattr__=vars(ours)['__getattr__'], _ours=ours)
+
+  def __setattr__(self, name: str, value: object) -> None:
+    super().__setattr__(name, value)
+    if not name.startswith('__'):
+      setattr(self._ours, name, value)
+
+  def __delattr__(self, name: str) -> None:
+    super().__delattr__(name)
+    if not name.startswith('__'):
+      delattr(self._ours, name)
+
+
+class _PackageLoader(importlib.abc.Loader):
+  """Loads `flax` itself."""
+
+  def __init__(self, finder: _Finder):
+    self._finder = finder
+
+  def create_module(self, spec) -> types.ModuleType:
+    return _Package(importlib.import_module(OURS))
+
+  def exec_module(self, module: types.ModuleType) -> None:
+    self._finder.explain_missing(module, THEIRS)
+
+
+class _Distribution(importlib.metadata.Distribution):
+  """What programs that ask for Flax's version are told is installed."""
+
+  def read_text(self, filename: str) -> str | None:
+    if filename != 'METADATA':
+      return None
+    return f'Metadata-Version: 2.1\nName: {THEIRS}\nVersion: {_names.VERSION}\n'
+
+  def locate_file(self, path: str | os.PathLike[str]):
+    # There are no files: the package is this one.
+    raise FileNotFoundError(path)
 
 
 class _Finder(importlib.abc.MetaPathFinder):
@@ -53,8 +105,14 @@ class _Finder(importlib.abc.MetaPathFinder):
     path: Sequence[str] | None,
     target: types.ModuleType | None = None,
   ) -> importlib.machinery.ModuleSpec | None:
+    if fullname == THEIRS:
+      loader = _PackageLoader(self)
+      spec = importlib.machinery.ModuleSpec(THEIRS, loader, is_package=True)
+      ours = importlib.import_module(OURS)
+      spec.submodule_search_locations = list(ours.__path__)
+      return spec
     if fullname.startswith(OURS + '.'):
-      # `from flax import nnx` asks for a submodule of the module's own name.
+      # `from flax.x import y` asks for a submodule of the module's own name.
       if importlib.machinery.PathFinder.find_spec(fullname, path) is None:
         raise _no_module(_names.theirs(fullname))
       return None
@@ -68,9 +126,20 @@ class _Finder(importlib.abc.MetaPathFinder):
       fullname, _Alias(self, module), is_package=hasattr(module, '__path__')
     )
 
-  def explain_missing(self, module: types.ModuleType) -> None:
-    """Makes the error for an attribute that is missing say what to write."""
-    name = module.__name__
+  def find_distributions(
+    self, context: importlib.metadata.DistributionFinder.Context
+  ) -> Iterator[importlib.metadata.Distribution]:
+    """Returns Flax, which a program may ask for its version."""
+    if context.name is None or context.name.lower() == THEIRS:
+      yield _Distribution()
+
+  def explain_missing(self, module: types.ModuleType, name: str) -> None:
+    """Makes the error for an attribute that is missing say what to write.
+
+    Args:
+      module: the module.
+      name: what Flax's programs call it.
+    """
     if name in self._explained:
       return
     before = module.__dict__.get('__getattr__')
@@ -82,8 +151,10 @@ class _Finder(importlib.abc.MetaPathFinder):
         except AttributeError:
           pass
       if attribute.startswith('__'):
-        raise AttributeError(f'module {name!r} has no attribute {attribute!r}')
-      full = f'{_names.theirs(name)}.{attribute}'
+        raise AttributeError(
+          f'module {module.__name__!r} has no attribute {attribute!r}'
+        )
+      full = f'{name}.{attribute}'
       if _names.module_exists(_names.ours(full)):
         # `import flax` alone does not import all of its modules.
         return importlib.import_module(_names.ours(full))
@@ -116,18 +187,20 @@ def _take_modules() -> dict[str, types.ModuleType]:
   return {name: sys.modules.pop(name) for name in names}
 
 
-def _current() -> _Finder | None:
+def current() -> _Finder | None:
+  """Returns the hook, None if it is not installed."""
   return next((f for f in sys.meta_path if isinstance(f, _Finder)), None)
 
 
 def install() -> None:
   """Makes `import flax` give the modules of this package.
 
-  `flax.linen` is then `haiku_state.linen`, the same object, and so on. The real
-  Flax, also one that was imported before, is out of reach. A name that is not
-  here raises an error that says what to write instead.
+  `flax.linen` is then `haiku_state.linen`, the same object, and so on; `flax`
+  itself has what `haiku_state` has, and the version of the Flax that it behaves
+  as. The real Flax, also one that was imported before, is out of reach. A name
+  that is not here raises an error that says what to write instead.
   """
-  if _current() is not None:
+  if current() is not None:
     return
   finder = _Finder()
   finder.hidden = _take_modules()
@@ -137,7 +210,7 @@ def install() -> None:
 
 def uninstall() -> None:
   """Makes `import flax` give Flax again, if it is installed."""
-  finder = _current()
+  finder = current()
   if finder is None:
     return
   sys.meta_path.remove(finder)
@@ -149,7 +222,7 @@ def uninstall() -> None:
 @contextlib.contextmanager
 def installed() -> Iterator[None]:
   """Installs the hook for the duration of a `with` block."""
-  was = _current()
+  was = current()
   install()
   try:
     yield

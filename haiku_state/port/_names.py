@@ -8,12 +8,15 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
+import pkgutil
 import types
 from typing import NamedTuple
 
 # What Flax's programs call the package, and what it is called here.
 THEIRS = 'flax'
 OURS = 'haiku_state'
+# The version of Flax that this package behaves as.
+VERSION = '0.12.8'
 
 
 class Name(NamedTuple):
@@ -85,7 +88,8 @@ NAMES = (
   Name(
     'flax.__version__',
     False,
-    'It is the version of haiku_state. Look for a name, such as'
+    'It is the version of haiku_state; under `haiku-state run` that of the Flax'
+    f' that it behaves as, {VERSION}. Look for a name, such as'
     " `hasattr(nn, 'RNN')`, rather than at a version.",
   ),
   Name(
@@ -173,7 +177,9 @@ def advice_on_missing(name: str) -> str:
     module = importlib.import_module(OURS)
     for part in parent.split('.')[1:]:
       module = getattr(module, part)
-    public = [n for n in dir(module) if not n.startswith('_')]
+    inside = pkgutil.iter_modules(getattr(module, '__path__', ()))
+    names = {*dir(module), *(m.name for m in inside)}
+    public = sorted(n for n in names if not n.startswith('_'))
     close = difflib.get_close_matches(last, public, n=3, cutoff=0.7)
     if close:
       names = ', '.join(f'`{ours(parent)}.{n}`' for n in close)

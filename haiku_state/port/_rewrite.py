@@ -204,7 +204,8 @@ def _libcst() -> Any:
     import libcst.metadata
   except ImportError as e:
     raise ImportError(
-      "Rewriting a program needs libcst: pip install 'haiku_state[port]'"
+      "Rewriting a program needs libcst: pip install '.[port]' in a clone of"
+      ' haiku_state.'
     ) from e
   return libcst
 

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import contextlib
 import doctest
+import importlib.machinery
 import importlib.util
 import linecache
+import os
 import pathlib
 import re
-import runpy
 import sys
 import traceback
 import types
 from collections.abc import Callable, Iterator, Sequence
-from typing import TextIO
+from typing import NamedTuple, TextIO
 
 from haiku_state.configurations import config
-from haiku_state.port import _documents, _expects, _hook, _names
+from haiku_state.port import _documents, _expects, _hook, _names, _startup
 
 # As Sphinx checks documents.
 _DOCTEST_FLAGS = (
@@ -35,18 +37,18 @@ def run_path(
 ) -> int:
   """Runs a script or a document that was written for Flax.
 
-  Inside, `import flax` gives the modules of this package. The blocks of a
-  document run in order in one namespace; one that fails is shown, and the next
-  runs all the same.
+  Inside, `import flax` gives the modules of this package, also in processes
+  that the program starts. The blocks of a document run in order in one
+  namespace; one that fails is shown, and the next runs all the same.
 
   Args:
     path: the file: a script, or a document with the suffix `.rst`, `.txt`,
-      `.md` or `.ipynb`.
+      `.md` or `.ipynb`; `-` is the standard input.
     args: what the program finds in `sys.argv[1:]`.
     frozen: whether `init` and `apply` return FrozenDicts; None is what the
       program seems to expect.
-    log: where the choice and the blocks that failed are told, by default
-      `sys.stderr`.
+    log: where is told which blocks of a document failed, and what of it was
+      left out, by default `sys.stderr`.
 
   Returns:
     0, or 1 if a block of a document failed.
@@ -55,19 +57,8 @@ def run_path(
     DocumentError: the file is no program.
     Exception: what a script raises.
   """
-  out: TextIO = sys.stderr if log is None else log
-  path = pathlib.Path(path)
-  blocks = _documents.read_blocks(path)
-  is_document = path.suffix.lower() in _documents.SUFFIXES
-  if not is_document:
-    _check_is_python(blocks[0])
-  with _prepared(blocks, frozen, out), _main_module(path, args) as main:
-    if not is_document:
-      block = blocks[0]
-      with _advising():
-        exec(compile(block.source, block.filename, 'exec'), main.__dict__)
-      return 0
-    return _run_blocks(blocks, main, path, out)
+  with _surroundings():
+    return start_path(path, args, frozen, log)
 
 
 def run_module(
@@ -82,21 +73,75 @@ def run_module(
     DocumentError: there is no such module.
     Exception: what the module raises.
   """
-  out: TextIO = sys.stderr if log is None else log
-  before = list(sys.path)
-  sys.path.insert(0, '')
-  try:
-    path = _path_of_module(name)
-    blocks = _documents.read_blocks(path)
-    with _prepared(blocks, frozen, out), _arguments([str(path), *args]):
-      with _advising():
-        runpy.run_module(name, run_name='__main__', alter_sys=True)
-    return 0
-  finally:
-    sys.path[:] = before
+  with _surroundings():
+    return start_module(name, args, frozen, log)
 
 
-def _path_of_module(name: str) -> str:
+def start_path(
+  path: str | pathlib.Path,
+  args: Sequence[str],
+  frozen: bool | None,
+  log: TextIO | None = None,
+) -> int:
+  """Runs a file as `run_path` does, in a process that is the program's.
+
+  Threads, and functions that run at the exit of the process, find everything
+  as it was while the program ran.
+  """
+  path = pathlib.Path(path)
+  is_document = path.suffix.lower() in _documents.SUFFIXES
+  if str(path) == '-':
+    blocks, main, folder = [_standard_input()], _new_main(), ''
+  else:
+    blocks, main = _documents.read_blocks(path), _new_main()
+    folder = str(path.resolve().parent)
+    if not is_document:
+      main = _main_of_script(os.path.abspath(path))
+  if not is_document:
+    _check_is_python(blocks[0])
+  kind = _Kind.of(blocks, frozen)
+  _enter(main, [str(path), *args], folder)
+  _prepare(kind.frozen)
+  with _shown_from_the_program():
+    if is_document:
+      return _run_blocks(blocks, kind, path, sys.stderr if log is None else log)
+    filename = getattr(main, '__file__', blocks[0].filename)
+    with _advising(kind):
+      _execute(lambda: _compiled(blocks[0].source, filename))
+  return 0
+
+
+def _standard_input() -> _documents.Block:
+  block = _documents.Block(sys.stdin.read(), '<stdin>', 1, '<stdin>', False)
+  _remember(block)
+  return block
+
+
+def _compiled(source: str | ast.Module, filename: str) -> types.CodeType:
+  # Without the `from __future__ import` of this file.
+  return compile(source, filename, 'exec', dont_inherit=True)
+
+
+def start_module(
+  name: str,
+  args: Sequence[str],
+  frozen: bool | None,
+  log: TextIO | None = None,
+) -> int:
+  """Runs a module as `run_module` does, in a process that is the program's."""
+  del log  # There is nothing to tell of a module.
+  _put_first(os.getcwd())
+  spec = _spec_of_module(name)
+  assert spec.origin is not None
+  kind = _Kind.of(_documents.read_blocks(spec.origin), frozen)
+  _enter(_main_of_module(spec), [spec.origin, *args], os.getcwd())
+  _prepare(kind.frozen)
+  with _shown_from_the_program(), _advising(kind):
+    _execute(lambda: spec.loader.get_code(spec.name))  # type: ignore
+  return 0
+
+
+def _spec_of_module(name: str) -> importlib.machinery.ModuleSpec:
   try:
     spec = importlib.util.find_spec(name)
     if spec is not None and spec.submodule_search_locations is not None:
@@ -108,7 +153,7 @@ def _path_of_module(name: str) -> str:
       f'{name}: there is no module of this name that can be run. Write the name'
       ' as in `import`, with dots; a file is run without -m.'
     )
-  return spec.origin
+  return spec
 
 
 def _check_is_python(block: _documents.Block) -> None:
@@ -122,42 +167,46 @@ def _check_is_python(block: _documents.Block) -> None:
     raise _documents.DocumentError(f'{block.filename}: it is no program.')
 
 
-# --- The surroundings of a program -------------------------------------------
+# --- Dicts or FrozenDicts ----------------------------------------------------
 
 
-@contextlib.contextmanager
-def _prepared(
-  blocks: Sequence[_documents.Block], frozen: bool | None, log: TextIO
-) -> Iterator[None]:
-  """Installs the hook and sets the kind of dicts."""
-  if frozen is None:
-    frozen = _choose(blocks, log)
-  before = config.flax_return_frozendict
-  config.update('flax_return_frozendict', frozen)
-  try:
-    with _hook.installed():
-      yield
-  finally:
-    config.update('flax_return_frozendict', before)
+class _Kind(NamedTuple):
+  """What `init` and `apply` return, and why.
 
+  Attributes:
+    frozen: whether it is FrozenDicts.
+    hint: what to tell the user if that may be what a program fails of.
+  """
 
-def _choose(blocks: Sequence[_documents.Block], log: TextIO) -> bool:
-  evidence = _expects.expected(parsed(blocks))
-  frozen = (
-    config.flax_return_frozendict if evidence is None else evidence.frozen
-  )
-  kind, other = 'FrozenDicts', '--dicts for plain dicts'
-  if not frozen:
-    kind, other = 'plain dicts', '--frozen for FrozenDicts'
-  if evidence is None:
+  frozen: bool
+  hint: str
+
+  @classmethod
+  def of(cls, blocks: Sequence[_documents.Block], frozen: bool | None) -> _Kind:
+    """Returns what a program seems to expect, if it is not given."""
+    if frozen is not None:
+      return cls(frozen, '')
+    evidence = _expects.expected(parsed(blocks))
+    chosen = bool(
+      config.flax_return_frozendict if evidence is None else evidence.frozen
+    )
+    kind, other = 'FrozenDicts', '--dicts for plain dicts'
+    if not chosen:
+      kind, other = 'plain dicts', '--frozen for FrozenDicts'
     why = 'nothing in the program tells which it expects'
-  else:
-    why = f'line {evidence.line} has {evidence.text}'
-  print(
-    f'haiku-state run: init and apply return {kind}: {why}. (Say {other}.)',
-    file=log,
-  )
-  return frozen
+    if evidence is not None:
+      why = f'line {evidence.line} has {evidence.text}'
+    return cls(
+      chosen,
+      f'haiku-state run: init and apply return {kind}: {why}. (Say {other}.)',
+    )
+
+  def hint_on(self, message: str) -> str:
+    """Returns the hint, '' if an error has nothing to do with it."""
+    return self.hint if _ABOUT_DICTS.search(message) else ''
+
+
+_ABOUT_DICTS = re.compile('dict|tuple|unpack|__delitem__', re.I)
 
 
 def parsed(blocks: Sequence[_documents.Block]) -> list[ast.AST]:
@@ -170,32 +219,134 @@ def parsed(blocks: Sequence[_documents.Block]) -> list[ast.AST]:
   return trees
 
 
-@contextlib.contextmanager
-def _main_module(
-  path: pathlib.Path, args: Sequence[str]
-) -> Iterator[types.ModuleType]:
-  """Makes a new `__main__`, and what else a script finds around it."""
+# --- The surroundings of a program -------------------------------------------
+
+
+def _new_main() -> types.ModuleType:
+  """Returns what is `__main__` in a prompt: it has no file."""
   main = types.ModuleType('__main__')
-  main.__dict__.update(__file__=str(path), __builtins__=__builtins__)
-  before, was_path = sys.modules.get('__main__'), list(sys.path)
+  main.__dict__.update(__builtins__=builtins, __annotations__={})
+  return main
+
+
+def _main_of_script(path: str) -> types.ModuleType:
+  """Returns what `__main__` is in `python FILE`."""
+  main = _new_main()
+  loader = importlib.machinery.SourceFileLoader('__main__', path)
+  main.__dict__.update(__file__=path, __cached__=None, __loader__=loader)
+  return main
+
+
+def _main_of_module(spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
+  """Returns what `__main__` is in `python -m NAME`."""
+  main = _new_main()
+  main.__dict__.update(
+    __file__=spec.origin,
+    __cached__=spec.cached,
+    __loader__=spec.loader,
+    __package__=spec.parent,
+    __spec__=spec,
+  )
+  return main
+
+
+def _enter(main: types.ModuleType, argv: list[str], folder: str) -> None:
+  """Makes what a program finds around it."""
   sys.modules['__main__'] = main
-  sys.path.insert(0, str(path.resolve().parent))
-  try:
-    with _arguments([str(path), *args]):
-      yield main
-  finally:
-    sys.path[:] = was_path
-    if before is not None:
-      sys.modules['__main__'] = before
+  sys.argv = argv
+  _put_first(folder)
+
+
+def _put_first(folder: str) -> None:
+  """Puts a folder where Python has put that of its own program."""
+  if not sys.flags.safe_path:
+    sys.path[0] = folder
+
+
+def _prepare(frozen: bool) -> None:
+  """Installs the hook, here and in all processes that the program starts."""
+  config.update('flax_return_frozendict', frozen)
+  os.environ['FLAX_RETURN_FROZENDICT'] = str(frozen)
+  (startup,) = _startup.__path__
+  before = os.environ.get('PYTHONPATH')
+  folders = before.split(os.pathsep) if before else []
+  if startup not in folders:
+    os.environ['PYTHONPATH'] = os.pathsep.join([startup, *folders])
+  _hook.install()
 
 
 @contextlib.contextmanager
-def _arguments(argv: list[str]) -> Iterator[None]:
-  before, sys.argv = sys.argv, argv
+def _surroundings() -> Iterator[None]:
+  """Gives a program surroundings of its own, which end with it."""
+  main, argv, path = sys.modules['__main__'], sys.argv, list(sys.path)
+  excepthook = sys.excepthook
+  frozen = config.flax_return_frozendict
+  environment = {x: os.environ.get(x) for x in _VARIABLES}
+  if not sys.flags.safe_path:
+    sys.path.insert(0, '')
+  was_installed = _hook.current() is not None
   try:
     yield
   finally:
-    sys.argv = before
+    if not was_installed:
+      _hook.uninstall()
+    for name, value in environment.items():
+      if value is None:
+        os.environ.pop(name, None)
+      else:
+        os.environ[name] = value
+    config.update('flax_return_frozendict', frozen)
+    sys.excepthook = excepthook
+    sys.modules['__main__'], sys.argv, sys.path[:] = main, argv, path
+
+
+_VARIABLES = ('PYTHONPATH', 'FLAX_RETURN_FROZENDICT')
+
+
+def _execute(code: Callable[[], types.CodeType]) -> None:
+  """Runs the code that a function returns; where tracebacks begin."""
+  exec(code(), sys.modules['__main__'].__dict__)
+
+
+@contextlib.contextmanager
+def _shown_from_the_program() -> Iterator[None]:
+  """Makes Python show an error as if there were no frames around a program."""
+  try:
+    yield
+  except BaseException as e:
+    error, before = e, sys.excepthook
+    shown = _from_the_program(e.__traceback__)
+
+    def show(kind, value, tb):
+      if value is error:
+        tb = shown
+        value = value.with_traceback(tb)
+      before(kind, value, tb)
+
+    sys.excepthook = show
+    raise
+
+
+def _from_the_program(
+  tb: types.TracebackType | None,
+) -> types.TracebackType | None:
+  """Returns the part of a traceback that begins in the program."""
+  whole = tb
+  while tb is not None and tb.tb_frame.f_code is not _execute.__code__:
+    tb = tb.tb_next
+  if tb is None:
+    return whole
+  while tb is not None and tb.tb_frame.f_code.co_filename in _AROUND:
+    tb = tb.tb_next
+  return tb
+
+
+# `compile` and the loaders of modules have frames, too.
+_AROUND = (
+  __file__,
+  '<frozen importlib._bootstrap>',
+  '<frozen importlib._bootstrap_external>',
+)
 
 
 # Python makes this error itself, from an AttributeError that it drops.
@@ -203,8 +354,8 @@ _CANNOT_IMPORT = re.compile(r"cannot import name '(\w+)' from '([\w.]+)'")
 
 
 @contextlib.contextmanager
-def _advising() -> Iterator[None]:
-  """Adds to the error of `from flax.x import y` what to write instead."""
+def _advising(kind: _Kind) -> Iterator[None]:
+  """Adds to errors of the program what to write instead."""
   try:
     yield
   except ImportError as e:
@@ -213,31 +364,36 @@ def _advising() -> Iterator[None]:
       name = f'{_names.theirs(match.group(2))}.{match.group(1)}'
       e.add_note(_names.missing_message(name))
     raise
+  except Exception as e:
+    if isinstance(e, TypeError) and str(e).startswith('metaclass conflict'):
+      e.add_note(_ABOUT_METACLASSES)
+    if hint := kind.hint_on(str(e)):
+      e.add_note(hint)
+    raise
 
+
+_ABOUT_METACLASSES = (
+  "Modules have a metaclass of their own, Haiku's. Derive yours from it: write"
+  ' `class Registry(type(nn.Module)):` in place of `class Registry(type):`.'
+)
 
 # --- Documents ---------------------------------------------------------------
 
 
 def _run_blocks(
   blocks: Sequence[_documents.Block],
-  main: types.ModuleType,
+  kind: _Kind,
   path: pathlib.Path,
   log: TextIO,
 ) -> int:
   failed = 0
   for block in blocks:
     if block.filename != str(path):  # A cell: there is no file of its name.
-      lines = block.source.splitlines(keepends=True)
-      linecache.cache[block.filename] = (
-        len(block.source),
-        None,
-        lines,
-        block.filename,
-      )
-    run: Callable[[], str] = lambda b=block: _run_python(b, main)
-    if block.doctest:
-      run = lambda b=block: _run_doctest(b, main)
-    message = run()
+      _remember(block)
+    run = _run_doctest if block.doctest else _run_python
+    message = run(block, kind)
+    for line in block.left_out:
+      print(f'haiku-state run: {block.where}: left out {line}', file=log)
     if message:
       failed += 1
       print(f'\n{block.where} failed:\n{_numbered(block)}', file=log)
@@ -251,7 +407,14 @@ def _run_blocks(
   return 1 if failed else 0
 
 
-def _run_python(block: _documents.Block, main: types.ModuleType) -> str:
+def _remember(block: _documents.Block) -> None:
+  """Lets tracebacks show the lines of a block that is in no file."""
+  lines = block.source.splitlines(keepends=True)
+  entry = len(block.source), None, lines, block.filename
+  linecache.cache[block.filename] = entry
+
+
+def _run_python(block: _documents.Block, kind: _Kind) -> str:
   """Runs a block; returns how it failed, '' if it did not."""
   try:
     tree = ast.parse(block.source, block.filename)
@@ -260,39 +423,32 @@ def _run_python(block: _documents.Block, main: types.ModuleType) -> str:
     return ''.join(traceback.format_exception_only(e))
   ast.increment_lineno(tree, block.line - 1)
   try:
-    with _advising():
-      exec(compile(tree, block.filename, 'exec'), main.__dict__)
+    with _advising(kind):
+      _execute(lambda: _compiled(tree, block.filename))
   except Exception as e:
-    return _traceback(e)
+    tb = _from_the_program(e.__traceback__)
+    return ''.join(traceback.format_exception(type(e), e, tb))
   return ''
 
 
-def _traceback(error: Exception) -> str:
-  """Returns a traceback that begins in the program."""
-  tb = error.__traceback__
-  own = (__file__, contextlib.__file__)
-  while tb is not None and tb.tb_frame.f_code.co_filename in own:
-    tb = tb.tb_next
-  return ''.join(
-    traceback.format_exception(type(error), error, tb or error.__traceback__)
-  )
-
-
-def _run_doctest(block: _documents.Block, main: types.ModuleType) -> str:
+def _run_doctest(block: _documents.Block, kind: _Kind) -> str:
   """Runs the examples of a block; returns how they failed."""
+  globs = sys.modules['__main__'].__dict__
   test = doctest.DocTest(
     _documents.examples(block),
-    main.__dict__,
+    globs,
     block.where,
     block.filename,
     block.line - 1,
     block.source,
   )
-  test.globs = main.__dict__  # It has made a copy.
+  test.globs = globs  # It has made a copy.
   text: list[str] = []
   runner = doctest.DocTestRunner(verbose=False, optionflags=_DOCTEST_FLAGS)
   runner.run(test, out=text.append, clear_globs=False)
-  return ''.join(text)
+  message = ''.join(text)
+  hint = kind.hint_on(message)
+  return f'{message}\n{hint}' if hint else message
 
 
 def _numbered(block: _documents.Block) -> str:

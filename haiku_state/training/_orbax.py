@@ -22,8 +22,8 @@ def import_orbax():
   except ImportError as error:
     raise ImportError(
       'Orbax checkpoints need the package orbax-checkpoint, which is not'
-      " installed. Run `pip install 'haiku_state[checkpoint]'`. To write"
-      ' checkpoints as single msgpack files, without Orbax, use'
+      " installed. Run `pip install '.[checkpoint]'` in a clone of haiku_state."
+      ' To write checkpoints as single msgpack files, without Orbax, use'
       " haiku_state.config.update('flax_use_orbax_checkpointing', False)."
     ) from error
   return orbax.checkpoint

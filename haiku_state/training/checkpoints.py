@@ -2,8 +2,8 @@
 
 There are two formats. With the flag `flax_use_orbax_checkpointing` (the
 default), or with an `orbax_checkpointer`, a checkpoint is a directory that
-Orbax writes: `pip install 'haiku_state[checkpoint]'`. Without it, a checkpoint
-is one msgpack file: `pip install 'haiku_state[serialization]'`. Either is what
+Orbax writes: `pip install '.[checkpoint]'`. Without it, a checkpoint
+is one msgpack file: `pip install '.[serialization]'`. Either is what
 Flax writes, and `restore_checkpoint` reads both, whatever the flag says.
 
 A kill at any moment leaves each step as it was or as it was to be: see

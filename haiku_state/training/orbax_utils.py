@@ -1,6 +1,6 @@
 """Arguments for Orbax, made from the pytree that is saved or restored.
 
-Orbax comes with the extra: `pip install 'haiku_state[checkpoint]'`.
+Orbax comes with the extra: `pip install '.[checkpoint]'`.
 """
 
 import warnings

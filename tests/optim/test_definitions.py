@@ -385,7 +385,6 @@ def test_old_checkpoints(name, kind):
 @pytest.mark.parametrize(
   'saved, words',
   [
-    ({'target': {'w': 1}}, "keys {'state'} which are not present"),
     (
       {'target': {}, 'state': {'step': 0, 'param_states': {'w': {}}}},
       "keys {'w'} which are not present in state dict at path optimizer/target",
@@ -419,3 +418,9 @@ def test_names_are_those_of_flax():
     ('dynamic_scale', 'DynamicScale'),
   ]:  # fmt: skip
     assert getattr(getattr(optim, module), name) is getattr(optim, name)
+
+
+@pytest.mark.parametrize('state', [{}, {'target': 3}, {'state': {}}])
+def test_state_dict_that_is_not_whole(state):
+  with pytest.raises(KeyError, match='is missing among'):
+    optim.Adam(0.1).restore_state(3, {}, state)

@@ -11,7 +11,6 @@ from haiku_state.port import NAMES, _names, installed
 from haiku_state.training import train_state
 
 PROGRAMS = {
-  'import flax\nfound = flax': haiku_state,
   'import flax.linen as nn\nfound = nn': linen,
   'import flax.linen\nfound = flax.linen': linen,
   'from flax import linen as nn, optim\nfound = optim': optim,
@@ -53,12 +52,48 @@ def test_real_flax_is_out_of_reach_and_comes_back():
   flax = pytest.importorskip('flax')
   flax_linen = importlib.import_module('flax.linen')
   with installed():
-    assert importlib.import_module('flax') is haiku_state
+    assert importlib.import_module('flax').linen is linen
     assert importlib.import_module('flax.linen') is linen
     with pytest.raises(ImportError):
       importlib.import_module('flax.nnx')
   assert importlib.import_module('flax') is flax
   assert importlib.import_module('flax.linen') is flax_linen
+
+
+def test_flax_has_the_version_that_this_behaves_as():
+  program = """
+import importlib.metadata
+import flax
+found = flax.__version__, importlib.metadata.version('flax')
+metadata = importlib.metadata.metadata('Flax')
+names = {d.metadata['Name'] for d in importlib.metadata.distributions()}
+"""
+  names = run(program)
+  assert names['found'] == (_names.VERSION, _names.VERSION)
+  assert names['metadata']['Name'] == 'flax'
+  assert {'flax', 'jax'} <= names['names']
+  assert haiku_state.__version__ != _names.VERSION
+
+
+def test_version_is_that_of_the_oracle():
+  flax = pytest.importorskip('flax')
+  assert flax.__version__ == _names.VERSION
+
+
+def test_flax_itself_has_what_this_package_has(monkeypatch):
+  names = run('import flax\nfrom flax import *')
+  flax = names['flax']
+  public = {n for n in dir(haiku_state) if not n.startswith('_')}
+  assert all(getattr(flax, n) is getattr(haiku_state, n) for n in public)
+  assert public - {'optim'} <= set(names)
+  assert flax.__name__ == 'flax' and flax.__file__ == haiku_state.__file__
+  # What a program sets, all of this package sees.
+  monkeypatch.setattr(haiku_state, 'config', haiku_state.config)
+  flax.config = other = object()
+  assert haiku_state.config is other
+  flax.mine = 1
+  del flax.mine
+  assert not hasattr(haiku_state, 'mine')
 
 
 def test_nests():
@@ -67,7 +102,7 @@ def test_nests():
       pass
     import flax
 
-    assert flax is haiku_state
+    assert flax.linen is linen
 
 
 MISSING = {

@@ -1,15 +1,26 @@
 """`haiku-state run`: scripts, modules and documents, as they are."""
 
+import ast
 import io
 import json
+import os
 import pathlib
+import re
 import subprocess
 import sys
 
 import pytest
 
+import haiku_state
 from haiku_state.configurations import config
-from haiku_state.port import _documents, _expects, _run, main, run_path
+from haiku_state.port import (
+  _documents,
+  _expects,
+  _names,
+  _run,
+  main,
+  run_path,
+)
 
 DOCUMENT = (
   pathlib.Path(__file__).parents[1] / 'data/managing_parameters_and_state.rst'
@@ -35,9 +46,7 @@ def test_document_of_the_issue_runs_unchanged():
   status, log = run(DOCUMENT)
   assert status == 0
   assert '8 of 8 blocks ran' in log
-  assert (
-    "FrozenDicts: line 67 has state, params = variables.pop('params')" in log
-  )
+  assert log.count('\n') == 1, 'nothing went wrong, so nothing is told'
 
 
 SCRIPT = '''"""A program."""
@@ -51,11 +60,13 @@ import neighbour
 @dataclasses.dataclass
 class Config:
   name: 'str' = 'a'
+  size: int = 0
 
+assert Config.__annotations__ == {'name': 'str', 'size': int}
 assert __name__ == '__main__' and sys.modules['__main__'].nn is nn
 variables = nn.Dense(2).init(jax.random.PRNGKey(0), jax.numpy.ones((1, 3)))
 with open(sys.argv[1], 'w') as f:
-  print(flax.__name__, type(variables).__name__, neighbour.x, sys.argv[2:], file=f)
+  print(nn.__name__, type(variables).__name__, neighbour.x, sys.argv[2:], file=f)
 '''
 
 
@@ -70,7 +81,7 @@ def test_script(tmp_path, frozen, kind):
   status, log = run(script, str(out), '--lr', '3', frozen=frozen)
   sys.modules.pop('neighbour')
   assert (status, log) == (0, '')
-  assert out.read_text() == f"haiku_state {kind} 7 ['--lr', '3']\n"
+  assert out.read_text() == f"haiku_state.linen {kind} 7 ['--lr', '3']\n"
   assert before == (config.flax_return_frozendict, list(sys.path), sys.argv)
 
 
@@ -96,7 +107,9 @@ def test_name_that_python_itself_misses_has_advice(tmp_path):
 @pytest.mark.parametrize('as_module', [False, True])
 def test_command(tmp_path, as_module):
   write(
-    tmp_path, 'prog.py', 'import flax, sys\nprint(flax.__name__, sys.argv[1:])'
+    tmp_path,
+    'prog.py',
+    'import flax, sys\nprint(flax.linen.__name__, sys.argv[1:])',
   )
   target = ['-m', 'prog'] if as_module else ['prog.py']
   done = subprocess.run(
@@ -106,7 +119,7 @@ def test_command(tmp_path, as_module):
     capture_output=True,
     text=True,
   )
-  assert done.stdout == "haiku_state ['-x', '1']\n", done.stderr
+  assert done.stdout == "haiku_state.linen ['-x', '1']\n", done.stderr
   assert done.returncode == 0
 
 
@@ -286,16 +299,35 @@ def test_expected_kind(program):
   assert (evidence and evidence.frozen) == PROGRAMS[program]
 
 
-@pytest.mark.parametrize(
-  'line, kind',
-  [
-    ('x = 1', 'FrozenDicts: nothing'),
-    ('jax.random.key', 'plain dicts: line 2'),
-  ],
-)
-def test_choice_is_told(tmp_path, line, kind):
-  path = write(tmp_path, 's.py', f'import jax\n{line}\n')
-  assert kind in run(path)[1]
+# What programs fail of, and what is then told of the kind of dict they got.
+FAILING_OF = {
+  "v['params'] = 1": 'FrozenDicts: nothing in the program tells',
+  'del v["a"]': 'FrozenDicts: nothing in the program tells',
+  "v.unfreeze()\na, b, c = v.pop('params')": 'FrozenDicts: line 3 has',
+  'jax.tree.map\ndict(v).unfreeze': 'plain dicts: line 3 has',
+  'jax.numpy.ones(3) @ jax.numpy.ones(4)': None,
+  'import nowhere': None,
+}
+BEGIN = "import jax, flax\nv = flax.core.freeze({'params': {}})\n"
+
+
+@pytest.mark.parametrize('frozen', [None, True])
+@pytest.mark.parametrize('program', FAILING_OF)
+def test_choice_is_told_where_it_may_matter(tmp_path, program, frozen):
+  path = write(tmp_path, 'a.py', BEGIN + program)
+  with pytest.raises(Exception) as e:
+    run(path, frozen=frozen)
+  told = '\n'.join(getattr(e.value, '__notes__', []))
+  words = FAILING_OF[program] if frozen is None else None  # The user knows.
+  assert words in told if words else 'init and apply' not in told
+
+
+def test_choice_is_told_of_a_block(tmp_path):
+  status, log = run(write(tmp_path, 'a.md', '```python\n1 / 0\n```\n'))
+  assert status == 1 and 'init and apply return' not in log
+  text = '```python\n>>> import flax\n>>> flax.core.freeze({})\n{}\n```\n'
+  status, log = run(write(tmp_path, 'a.md', text))
+  assert status == 1 and 'init and apply return FrozenDicts' in log
 
 
 # --- Bad input ---------------------------------------------------------------
@@ -325,3 +357,227 @@ def test_bad_input_names_the_file(tmp_path, name, capsys):
 def test_missing_module(capsys):
   assert main(['run', '-m', 'no.such.module']) == 2
   assert 'no.such.module' in capsys.readouterr().err
+
+
+# --- As a command ------------------------------------------------------------
+
+ROOT = DOCUMENT.parents[2]
+ENVIRONMENT = {'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'}
+
+
+def command(folder, *args, stdin='', path=''):
+  """Returns what a command does that has its process for itself."""
+  return subprocess.run(
+    [sys.executable, '-u', '-m', 'haiku_state', *args],
+    cwd=folder,
+    env={**ENVIRONMENT, 'PYTHONPATH': f'{ROOT}{path}'},
+    input=stdin,
+    capture_output=True,
+    text=True,
+    timeout=100,
+  )
+
+
+def python(folder, *args):
+  return subprocess.run(
+    [sys.executable, *args], cwd=folder, capture_output=True, text=True
+  )
+
+
+SHOWN = {
+  'an error': 'import sys\n\ndef f():\n  1 / 0\n\nf()\n',
+  'of syntax': 'import sys\nx = (\n',
+  'chained': 'try:\n  1 / 0\nexcept Exception as e:\n  raise KeyError(1) from e\n',
+  'interrupt': 'import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\n'
+  'time.sleep(9)',
+  'exit': 'import sys\nsys.exit("told")',
+  'own hook': 'import sys\ndef hook(kind, value, tb):\n  print(kind, tb.tb_lineno)'
+  '\nsys.excepthook = hook\n1 / 0\n',
+}
+
+
+@pytest.mark.parametrize('name', SHOWN)
+def test_error_is_shown_as_under_python(tmp_path, name):
+  write(tmp_path, 'script.py', SHOWN[name])
+  ours = command(tmp_path, 'run', 'script.py')
+  theirs = python(tmp_path, 'script.py')
+  assert ours.stderr == theirs.stderr
+  assert (ours.stdout, ours.returncode) == (theirs.stdout, theirs.returncode)
+
+
+MAIN = """
+import sys
+print(sorted(globals().items(), key=str), sys.argv)
+print(sys.path[0], sys.modules['__main__'].__dict__ is globals())
+class A:
+  x: int
+print(A.__annotations__)
+"""
+
+
+@pytest.mark.parametrize('how', [['script.py'], ['-m', 'script']])
+def test_main_is_as_under_python(tmp_path, how):
+  write(tmp_path, 'script.py', MAIN)
+  ours, theirs = (
+    re.sub(r'0x[0-9a-f]+', '', done.stdout)
+    for done in (
+      command(tmp_path, 'run', *how, '-a'),
+      python(tmp_path, *how, '-a'),
+    )
+  )
+  assert ours == theirs and '__file__' in ours
+
+
+def test_standard_input(tmp_path):
+  write(tmp_path, 'neighbour.py', 'x = 7')
+  text = (
+    'import flax.linen, neighbour, sys\nprint(flax.linen.__name__, sys.argv)'
+  )
+  done = command(tmp_path, 'run', '-', 'a', stdin=text + '\n1 / 0')
+  assert done.stdout == "haiku_state.linen ['-', 'a']\n"
+  assert 'File "<stdin>", line 3, in <module>' in done.stderr
+  assert done.returncode == 1
+
+
+PROCESSES = """
+import atexit, importlib.metadata, multiprocessing, subprocess, sys, threading
+import flax.linen as nn
+
+def kind(_):
+  import flax, jax, jax.numpy as jnp
+  variables = nn.Dense(1).init(jax.random.key(0), jnp.ones((1, 2)))
+  return flax.linen.__name__, flax.__version__, type(variables).__name__
+
+def late(name):
+  threading.main_thread().join()
+  import flax.struct
+  print(name, flax.struct.__name__)
+
+def leave():
+  import flax.struct
+  print('atexit', flax.struct.__name__)
+
+if __name__ == '__main__':
+  for method in ('spawn', 'forkserver'):
+    with multiprocessing.get_context(method).Pool(1) as pool:
+      print(method, *pool.map(kind, [0]))
+  other = 'import haiku, flax.linen; print(flax.linen.__name__, flax.__version__)'
+  subprocess.run([sys.executable, '-c', other])
+  threading.Thread(target=late, args=['thread']).start()
+  atexit.register(leave)
+"""
+
+
+def test_processes_and_threads_and_exit_have_the_hook(tmp_path):
+  write(tmp_path, 'script.py', PROCESSES)
+  folder = tmp_path / 'site'
+  folder.mkdir()
+  # Another file of the name that Python imports at its start is not lost.
+  write(folder, 'sitecustomize.py', 'print("customized", flush=True)')
+  done = command(tmp_path, 'run', '--dicts', 'script.py', path=f':{folder}')
+  lines = done.stdout.splitlines()
+  assert lines.count('customized') >= 4, done.stderr
+  version = _names.VERSION
+  assert [x for x in lines if x != 'customized'] == [
+    f"spawn ('haiku_state.linen', '{version}', 'dict')",
+    f"forkserver ('haiku_state.linen', '{version}', 'dict')",
+    f'haiku_state.linen {version}',
+    'thread haiku_state.struct',
+    'atexit haiku_state.struct',
+  ]
+  assert not done.stderr and done.returncode == 0
+
+
+@pytest.mark.parametrize(
+  'first', ['haiku', 'haiku_state', 'haiku.experimental', 'haiku_state.port']
+)
+def test_order_of_imports_in_a_process(first):
+  program = f"""
+import {first}, sys
+import flax.linen, haiku, haiku_state, importlib.metadata
+assert flax.linen is haiku_state.linen
+assert issubclass(haiku_state.linen.Module, haiku.Module)
+assert haiku.__spec__.name == 'haiku'
+assert haiku_state.__spec__.name == 'haiku_state'
+assert importlib.metadata.version('flax') == flax.__version__
+assert not any(type(f).__module__ == 'sitecustomize' for f in sys.meta_path)
+"""
+  startup = ROOT / 'haiku_state' / 'port' / '_startup'
+  subprocess.run(
+    [sys.executable, '-c', program],
+    env={**ENVIRONMENT, 'PYTHONPATH': f'{startup}:{ROOT}'},
+    check=True,
+  )
+
+
+def test_surroundings_come_back(tmp_path):
+  before = dict(os.environ), list(sys.meta_path), sys.excepthook
+  text = 'import os\nassert "_startup" in os.environ["PYTHONPATH"]\n1 / 0'
+  with pytest.raises(ZeroDivisionError):
+    run(write(tmp_path, 'a.py', text))
+  assert (dict(os.environ), list(sys.meta_path), sys.excepthook) == before
+
+
+USAGE = [
+  (['run'], 2, 'run [--dicts | --frozen] FILE [ARGS ...]'),
+  (['run', '-m'], 2, 'name of a program is missing'),
+  (['--version'], 0, f'haiku_state {haiku_state.__version__}\n'),
+  ([], 2, 'COMMAND'),
+]
+
+
+@pytest.mark.parametrize('args, status, words', USAGE)
+def test_usage_and_version(args, status, words, capsys):
+  with pytest.raises(SystemExit) as e:
+    main(args)
+  told = capsys.readouterr()
+  assert e.value.code == status and words in told.out + told.err
+
+
+# --- Magics ------------------------------------------------------------------
+
+# Cells, what of them runs, and how much is left out.
+CELLS = {
+  '!pip install flax\nx = 1': ('#pip install flax\nx = 1', 1),
+  '!pip install \\\n  flax\nx': ('#pip install \\\n# flax\nx', 1),
+  'x = !ls': ('x = None', 1),
+  'a, b.c = %magic x': ('a, b.c = None', 1),
+  'd["a"] = !ls': ('d["a"] = None', 1),
+  'if x:\n  %cd a': ('if x:\n  pass', 1),
+  '%time f(1)': ('None; f(1)', 0),
+  '%timeit -n 3 -r2 f(x)': ('None;            f(x)', 0),
+  'if n:\n  %time n\nn': ('if n:\n  None; n\nn', 0),
+  'x.y?\nprint??\n?x\ny': ('#.y?\n#rint??\n#x\ny', 3),
+  '%matplotlib inline': ('#matplotlib inline', 1),
+  '%%bash\necho a': ('#%bash\n#cho a', 1),
+  '%%time\n!ls\nx': ('##time\n#ls\nx', 1),
+  's = """\n!a\n%b\n"""\n!c': ('s = """\n!a\n%b\n"""\n#c', 1),
+  "s = '''!a''' + '\"\"\"'\n!c": ("s = '''!a''' + '\"\"\"'\n#c", 1),
+  'f(x\n% 4)\n!c': ('f(x\n% 4)\n#c', 1),
+  'x = 5 \\\n  % 4\n!c': ('x = 5 \\\n  % 4\n#c', 1),
+  'x = a != b  # (\n!c': ('x = a != b  # (\n#c', 1),
+  '!ls (\nx\n!c': ('#ls (\nx\n#c', 2),
+  'x = "= !a"\n!c': ('x = "= !a"\n#c', 1),
+  'x = (7\n% 4)': ('x = (7\n% 4)', 0),
+}
+
+
+@pytest.mark.parametrize('cell', CELLS)
+def test_magics(cell):
+  source, left_out = _documents.split_magics(cell)
+  assert (source, len(left_out)) == CELLS[cell]
+  ast.parse(source)
+
+
+def test_what_is_left_out_is_told(tmp_path):
+  cells = ['files = !ls\nassert files is None', '%time x = 3', '%%html\n<p>']
+  cells = [{'cell_type': 'code', 'source': x} for x in [*cells, 'x?\nx += 1']]
+  path = write(tmp_path, 'a.ipynb', json.dumps({'cells': cells}))
+  status, log = run(path)
+  assert status == 0 and '4 of 4 blocks ran.' in log
+  cell = f'haiku-state run: {path}, cell'
+  assert log.splitlines()[:-1] == [
+    f'{cell} 1: left out line 1: files = !ls',
+    f'{cell} 3: left out the cell %%html',
+    f'{cell} 4: left out line 1: x?',
+  ]

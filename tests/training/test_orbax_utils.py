@@ -72,7 +72,7 @@ def test_missing_orbax_names_the_extra(function, monkeypatch):
   monkeypatch.setitem(sys.modules, 'orbax.checkpoint', None)
   with pytest.raises(ImportError) as error:
     function({'a': 1})
-  assert "pip install 'haiku_state[checkpoint]'" in str(error.value)
+  assert "pip install '.[checkpoint]'" in str(error.value)
 
 
 def test_signatures_are_flax():

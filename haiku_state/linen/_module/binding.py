@@ -200,7 +200,8 @@ def _adopt(
       adopted[module._id] = copy
     module = copy
   if module.name is None:
-    module.parent = owner
+    # It may be bound to a scope, and frozen: from here on it is the owner's.
+    object.__setattr__(module, 'parent', owner)
     vars(module)['name'] = place if given_name is None else given_name
     attached.append(module)
   return module

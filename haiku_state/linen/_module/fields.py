@@ -102,6 +102,7 @@ def make_dataclass(cls: Any, kw_only: bool, parent_type: Any) -> None:
     options['kw_only'] = True
   has_own_eq = '__eq__' in cls.__dict__
   kw_only_dataclasses.dataclass(cls, extra_fields=place, **options)
+  _show_place(cls, kw_only)
   cls.__hash__ = _checked_hash(cls.__hash__)
   if not has_own_eq:
     cls.__eq__ = _with_identity(cls.__eq__)
@@ -112,6 +113,29 @@ def make_dataclass(cls: Any, kw_only: bool, parent_type: Any) -> None:
   for name in _OF_HAIKU:
     if hasattr(cls, name) or name in cls.__dataclass_fields__:
       check_attribute(cls, name)
+
+
+def _show_place(cls: Any, kw_only: bool) -> None:
+  """Shows `parent` and `name` as Flax does: like the fields before them.
+
+  They are keyword-only all the same.
+  """
+  if kw_only:
+    return
+  fields = [f for f in dataclasses.fields(cls) if f.init]
+  shown = [f.name for f in fields if not f.kw_only or f.name in PLACE]
+  if '__match_args__' in cls.__dict__:
+    cls.__match_args__ = tuple(shown)
+  signature = inspect.signature(cls.__init__)
+  if len(shown) < len(fields) or PLACE[0] not in signature.parameters:
+    return  # Other fields are keyword-only, or the user wrote `__init__`.
+  either = inspect.Parameter.POSITIONAL_OR_KEYWORD
+  cls.__init__.__signature__ = signature.replace(
+    parameters=[
+      p.replace(kind=either) if p.name in PLACE else p
+      for p in signature.parameters.values()
+    ]
+  )
 
 
 def check_attribute(cls: type, name: str) -> None:
