@@ -48,7 +48,8 @@ def check_bundles(params: Any, state: Any, function: str) -> None:
     )
   for path, bundle in params.items():
     for key in bundle:
-      if isinstance(key, str) and ':' in key:
+      # A parameter may have any name, but none has that of an average.
+      if isinstance(key, str) and key.startswith('batch_stats:'):
         raise TypeError(
           f'{function} takes the parameters first and the state second: "{key}"'
           f' of "{path}" is the name of state.'

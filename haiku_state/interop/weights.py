@@ -367,8 +367,10 @@ def weights_to_haiku(
       if below[: len(layer.names)] == layer.names:
         short = (col, *below[len(layer.names) :])
         values[short], names[short] = given[full], full
-    shown = _below_haiku(expected or {}, path)
-    shapes = {short: expected[full] for full, short in shown.items()}
+    there = expected or {}
+    shapes = {
+      short: there[full] for full, short in _below_haiku(there, path).items()
+    }
     options = _with_shapes(layer, values, shapes)
     where = '/'.join(layer.names)
     made = lv.convert(KINDS[layer.kind], values, options, False, where)
