@@ -217,7 +217,7 @@ def execute(
     out = body()
     for e in entered:
       e.frame.catch_up()
-    if rng_root is not None and _haiku.rng_was_used(rng):
+    if rng_root and rng is not None and _haiku.rng_was_used(rng):
       _count_rng(rng_root)
     return out
 

@@ -206,7 +206,7 @@ class Scope:
   @property
   def haiku_path(self) -> str:
     """The Haiku name of the module at this scope."""
-    return self.place.path
+    return (self._place or self.place).path
 
   # --- Life ---
 
