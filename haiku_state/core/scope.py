@@ -643,7 +643,7 @@ def bind(
   return Scope(own, rngs=rngs, mutable=mutable, flags=flags)
 
 
-def execute_once(scopes: Sequence[Scope], body: Callable[[], T]) -> T:
+def _execute_once(scopes: Sequence[Scope], body: Callable[[], T]) -> T:
   """Calls `body` in the only run of the variables of some scopes.
 
   Args:
@@ -697,7 +697,7 @@ def apply(
     scope = Scope(variables, rngs=streams, mutable=mutable, flags=flags)
     scope._run.haiku_root = haiku_root
     with scope.temporary():
-      y = execute_once([scope], lambda: fn(scope, *args, **kwargs))
+      y = _execute_once([scope], lambda: fn(scope, *args, **kwargs))
     return y if mutable is False else (y, scope.mutable_variables())
 
   return wrapper
