@@ -342,6 +342,50 @@ def test_a_bound_module_keeps_its_state_after_such_an_error():
   )
 
 
+class Between(hk.Module):
+  """A module of Haiku's, between one of linen's and another."""
+
+  def __call__(self, x):
+    x = nn.BatchNorm(use_running_average=False)(x)
+    return nn.Dropout(0.5, deterministic=False)(nn.Dense(4)(x))
+
+
+class Around(nn.Module):
+  @nn.compact
+  def __call__(self, x):
+    return Between()(x)
+
+
+def test_linens_rules_hold_behind_a_module_of_haiku():
+  variables = Around().init({'params': KEY, 'dropout': KEY}, X)
+  stats = {'between': {'batch_norm': {'mean': (4,), 'var': (4,)}}}
+  assert shapes(as_dict(variables['batch_stats'])) == stats
+  keys = {'dropout': KEY}
+  with pytest.raises(
+    errors.ModifyScopeVariableError, match='between/batch_norm'
+  ):
+    Around().apply(variables, X, rngs=keys)
+  with pytest.raises(
+    errors.ScopeParamNotFoundError, match='between/batch_norm'
+  ):
+    Around().apply({'params': {}}, X, rngs=keys, mutable=['batch_stats'])
+  # As in linen, what may change may be new.
+  _, new = Around().apply(
+    {'params': variables['params']}, X, rngs=keys, mutable=['batch_stats']
+  )
+  assert shapes(as_dict(new)) == {'batch_stats': stats}
+
+  # A pure function is a run of its own.
+  f = hk.transform_with_state(lambda x: Between()(x))
+  params, state = f.init(KEY, X)
+
+  class Pure(nn.Module):
+    def __call__(self, x):
+      return f.apply(params, state, KEY, x)[0]
+
+  assert Pure().apply({}, X).shape == X.shape
+
+
 @pytest.mark.parametrize('transparent', [False, True])
 def test_lifted_state_has_its_first_value(transparent):
   def lifted(x):

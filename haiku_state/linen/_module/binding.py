@@ -20,7 +20,7 @@ import haiku as hk
 from haiku_state import errors
 from haiku_state.configurations import config
 from haiku_state.core import _haiku
-from haiku_state.core._run import Run
+from haiku_state.core._run import Run, rules_at
 from haiku_state.core.filters import DenyList
 from haiku_state.core.scope import IN_HAIKU, Scope
 from haiku_state.linen._module import submodules
@@ -343,9 +343,17 @@ def _check_name(module: ModuleBase, path: str) -> None:
 
 def _scope_in_haiku(path: str) -> Scope:
   """Returns a scope at the place of a Haiku module, in Haiku's hands."""
-  initializing = hk.running_init()
-  hidden = ['intermediates'] if initializing else ['params', 'intermediates']
-  flags = {'initializing': initializing, IN_HAIKU: True}
-  scope = Scope({}, mutable=DenyList(hidden), flags=flags)
+  rules = rules_at(path)
+  if rules is not None:
+    # Haiku's module is one in a run of ours: linen's rules hold.
+    mutable, initializing = rules
+    flags = {'initializing': initializing}
+  else:
+    initializing = hk.running_init()
+    hidden = ['intermediates'] if initializing else ['params', 'intermediates']
+    mutable = DenyList(hidden)
+    flags = {'initializing': initializing, IN_HAIKU: True}
+  shown = path.split('/')  # In errors, the path as Haiku prints it.
+  scope = Scope({}, mutable=mutable, debug_path=shown, flags=flags)
   scope._run = Run.in_haiku(path)
   return scope
