@@ -53,6 +53,15 @@ class FlaxError(Exception):
     return _restore, (type(self), str(self)), self.__dict__
 
 
+def _with_hint(error, hint):
+  """Returns an error whose message also says what may be meant.
+
+  The signatures of the classes are Flax's, and have no place for it.
+  """
+  message, name = str(error)[:-1].rsplit(' (', 1)
+  return _restore(type(error), f'{message} {hint} ({name})') if hint else error
+
+
 # Tracing and lazy initialization
 
 
@@ -793,6 +802,25 @@ class InvalidCheckpointError(FlaxError):
     super().__init__(
       f'Trying to save an outdated checkpoint at step: "{step}" and path: '
       f'"{path}".'
+    )
+
+
+class ConcurrentSaveError(FlaxError):
+  """Somebody else is saving a checkpoint to the same directory and prefix.
+
+  One writer at a time keeps each step whole. Save from one process, or give
+  each its own directory or prefix.
+
+  Example:
+    >>> from haiku_state import errors
+    >>> isinstance(errors.ConcurrentSaveError('a/checkpoint_tmp'), Exception)
+    True
+  """
+
+  def __init__(self, path):
+    super().__init__(
+      f'Another process or thread is writing "{path}". Nothing is saved. Save'
+      ' from one of them, or give each its own directory or prefix.'
     )
 
 

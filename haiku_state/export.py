@@ -205,7 +205,8 @@ def _describe(x: Any) -> Any:
   if isinstance(x, functools.partial):
     return ['partial', *map(_describe, (x.func, x.args, x.keywords))]
   if _is_named_tuple(type(x)):
-    return ['object', _full_name(type(x)), *map(_describe, x)]
+    values = (_describe(getattr(x, name)) for name in x._fields)
+    return ['object', _full_name(type(x)), *values]
   if dataclasses.is_dataclass(type(x)) and _is_frozen(x):
     values = (_describe(getattr(x, f.name)) for f in dataclasses.fields(x))
     return ['object', _full_name(type(x)), *values]

@@ -53,8 +53,8 @@ def attempt(fn, *args, **kwargs):
 
 def plain_text(text):
   """Takes out what must differ: links, the package's name, addresses."""
-  text = re.sub(r' ?\(https://[^)]*\)', '', text)
-  text = re.sub(r' ?\(haiku_state\.(\w+\.)+\w+\)', '', text)
+  # Flax ends a message with a link, we with the name of its class.
+  text = re.sub(r' ?\((https://|haiku_state\.errors\.)[^)]*\)', '', text)
   text = re.sub(r'\b(haiku_state|flax)\b', 'PACKAGE', text)
   return re.sub(r'0x[0-9a-f]{6,}', '0xADDRESS', text)
 

@@ -93,6 +93,7 @@ ROWS = [
     ('/tmp/x', 3),
     ['outdated checkpoint', 'step: "3"', 'path: "/tmp/x"'],
   ),
+  ('ConcurrentSaveError', ('/tmp/x_tmp',), ['writing "/tmp/x_tmp"']),
   (
     'MPACheckpointingRequiredError',
     ('/tmp/x', 3),
@@ -193,11 +194,14 @@ def flax_errors():
 
 
 def test_same_classes_as_flax(flax_errors):
-  assert set(error_classes(errors)) <= set(error_classes(flax_errors))
+  own = {'ConcurrentSaveError'}
+  assert set(error_classes(errors)) - own <= set(error_classes(flax_errors))
 
 
 @each_row
 def test_same_as_flax(flax_errors, name, args, words):
+  if not hasattr(flax_errors, name):
+    pytest.skip('It is only here.')
   ours, theirs = getattr(errors, name), getattr(flax_errors, name)
   assert inspect.signature(ours) == inspect.signature(theirs)
   assert [c.__name__ for c in ours.__mro__] == [

@@ -35,7 +35,7 @@ LAYERS = {
     linen.kw_only_dataclasses linen._module linen._module.state
     linen._module.base linen._module.context linen._module.fields
     linen._module.submodules linen._module.haiku_names linen._module.binding
-    linen._module.threads linen._module.methods linen._module.metaclass
+    linen._module.threads linen._module.parts linen._module.methods linen._module.metaclass
     linen._module.calls linen._module.repr linen._module.arguments
     linen._module.sharing linen.module""",
   'transforms': 'linen._module.lifting linen.transforms',
@@ -61,11 +61,11 @@ LAYERS = {
     optim.adam optim.dynamic_scale optim.lamb optim.lars optim.momentum
     optim.rmsprop optim.sgd optim.weight_norm optim""",
   'interop': """
-    interop._plain interop._pickles interop._npz interop._safetensors
-    interop._leaves interop._units interop.batch_norm interop.layers
-    interop.weights
+    interop._checks interop._plain interop._pickles interop._npz
+    interop._safetensors interop._leaves interop._units interop.batch_norm
+    interop.layers interop.weights
     interop.checkpoints
-    interop.trees interop.functions interop.comparison interop""",
+    interop.trees interop.functions interop.recurrent interop.comparison interop""",
   'port': """
     port._names port._documents port._uses port._expects port._hook port._rewrite
     port._port port._startup port._startup.sitecustomize port._run
@@ -77,10 +77,13 @@ ORDER = [name for names in LAYERS.values() for name in names.split()]
 # Looked up when they are used: these stand above the module that uses them.
 LAZY = {
   ('linen.module', 'linen.summary'),
-  ('linen._module.methods', 'linen.summary'),
   ('optim._definition', 'optim.base'),
   ('typing', 'core.frozen_dict'),
 }
+
+# Types of files above, which only type checkers import: files in the wrong
+# order, or two concepts in one class.
+FOR_TYPES = {('typing', 'core.frozen_dict')}
 
 # All that a package which stands apart may use of ours.
 APART = {
@@ -102,11 +105,12 @@ KNOWS_HAIKU = {
   'core._run',
   'interop.comparison',
   'interop.functions',
+  'interop.recurrent',
   'linen.module',
   'linen._module.binding',
   'linen._module.haiku_names',
   'linen._module.metaclass',
-  'linen._module.methods',
+  'linen._module.parts',
 }
 
 # What jax, dm-haiku and optax bring along.
@@ -182,12 +186,18 @@ IMPORTS = {
 }
 
 
-def ours(name: str) -> list[tuple[str, bool]]:
-  """Returns the modules of ours that one uses, and whether it is lazy."""
+def ours(name: str, for_types: bool = False) -> list[tuple[str, bool]]:
+  """Returns the modules of ours that one uses, and whether it is lazy.
+
+  Args:
+    name: the module that uses them.
+    for_types: whether to return those that only type checkers import.
+  """
   return [
     (short(found.name), found.lazy)
     for found in IMPORTS[name]
-    if found.name.split('.')[0] == 'haiku_state' and not found.for_types
+    if found.name.split('.')[0] == 'haiku_state'
+    and found.for_types == for_types
   ]
 
 
@@ -214,6 +224,31 @@ def test_lazy_imports_are_those_of_the_table():
     if lazy and ORDER.index(used) > ORDER.index(name)
   }
   assert upward == LAZY
+
+
+def test_imports_for_types_go_one_way():
+  upward = {
+    (name, used)
+    for name in MODULES
+    for used, _ in ours(name, for_types=True)
+    if ORDER.index(used) >= ORDER.index(name)
+  }
+  assert upward == FOR_TYPES
+
+
+def test_each_file_of_core_can_be_read_after_those_that_it_imports():
+  used_by = {
+    name: {short(found.name) for found in IMPORTS[name]} & set(MODULES)
+    for name in MODULES
+    if name.split('.')[0] == 'core'
+  }
+  upward = {
+    (name, used)
+    for name, names in used_by.items()
+    for used in names
+    if ORDER.index(used) >= ORDER.index(name)
+  }
+  assert not upward
 
 
 @pytest.mark.parametrize('package', APART)

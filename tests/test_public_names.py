@@ -22,12 +22,15 @@ DIFFERENT = {
   'flax.linen.Module': 'a Haiku module takes a name',
   'flax.core.apply': 'one more, by keyword only: the Haiku name of the root',
   'flax.core.lift.TransformContext': 'it is an object of one thread',
+  'flax.training.checkpoints.save_checkpoint': 'one more, by keyword only',
+  'flax.training.checkpoints.restore_checkpoint': 'one more, by keyword only',
   'flax.core.init': 'one more, by keyword only: the Haiku name of the root',
 }
 
 
 # Public names of ours that Flax does not have, by module.
 EXTRA = {
+  'flax.errors': {'ConcurrentSaveError'},
   'flax.core.partial_eval': {'DependsOnInput', 'eval_known'},
   'flax.traceback_util': {'UnfilteredStackTrace'},
 }

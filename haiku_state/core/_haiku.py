@@ -171,6 +171,9 @@ def _escape_component(name: Any) -> str:
   return _escape(name, _UNSAFE_IN_MODULE)
 
 
+# Names of parameters of Haiku's own layers, which no layer of linen's has.
+LAYER_KEYS = frozenset(('w', 'b', 'w_i', 'w_h', 'offset', 'embeddings'))
+
 _WORD_START = frozenset('abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_')
 
 
@@ -249,8 +252,11 @@ def _escape_param(name: Any) -> str:
 
 
 def _is_raw_key(text: str) -> bool:
-  # Nothing in the mark is escaped, so it does not matter how often it is there.
-  return _stands_for(_MARKS.sub('', text), _escape_param) is None
+  # Nothing in the mark is escaped, so it does not matter how often it is there,
+  # unless what follows is a token for the whole name: an empty one, a number.
+  return any(
+    _stands_for(x, _escape_param) is None for x in (text, _MARKS.sub('', text))
+  )
 
 
 _MARKS = re.compile(f'^(?:{RAW})+')
@@ -375,6 +381,23 @@ def _names_below(bundle: str, root: str) -> tuple[Any, ...] | None:
   parts = bundle[len(root) + 1 :].split('/')
   names = tuple(unescape_module(part) for part in parts)
   return None if len(names) == 1 and _is_outside(names[0], root) else names
+
+
+def is_outside(name: Any) -> bool:
+  """Returns whether a name is the whole name of a module outside of the root."""
+  return type(name) is str and name.startswith(OUTSIDE)
+
+
+def path_below(path: str, name: Any) -> str:
+  """Returns the Haiku name of what a level of names stands for.
+
+  Args:
+    path: that of the level that it is in.
+    name: its name there.
+  """
+  if is_outside(name):
+    return name[len(OUTSIDE) :]
+  return f'{path}/{escape_module(name)}'
 
 
 def _is_outside(name: Any, root: str) -> bool:
@@ -631,8 +654,21 @@ def at(path: str, fn: Callable[..., Any], *args: Any) -> Any:
     scope = hk.name_scope(hk.force_name(path))
   finally:
     hk_experimental.module_auto_repr(was)
-  with scope:
-    return fn(*args)
+  before, _here.path = _here.path, path
+  try:
+    with scope:
+      return fn(*args)
+  finally:
+    _here.path = before
+
+
+class _Here(threading.local):
+  """Where this thread is by a name scope of ours, told from those of users."""
+
+  path: str | None = None
+
+
+_here = _Here()
 
 
 def read_param(path: str, key: str, shape: Any, dtype: Any) -> Any:
@@ -978,6 +1014,7 @@ def run_init(
   rng: Any,
   body: Callable[[], Any],
   note: Callable[[str, str, bool], None],
+  check: Callable[[str], None],
 ) -> tuple[Any, Bundles, Bundles, Bundles]:
   """Runs `body` where parameters may be added.
 
@@ -992,6 +1029,8 @@ def run_init(
     body: the function, without arguments.
     note: told of each value that is new, and of each state that is set: its
       module, its key, whether it is a parameter.
+    check: told of each module, or name scope, of Haiku's own that asks for a
+      parameter.
 
   Returns:
     The output, the parameters, the state, and the first value of each state.
@@ -1002,14 +1041,25 @@ def run_init(
   def noting_creator(
     next_creator: Any, shape, dtype, init, context: Any, is_param: bool
   ):
-    note(*_place_and_key(context), is_param)
+    path, key, _ = _noted(context)
+    note(path, key, is_param)
     try:
       return next_creator(shape, dtype, init)
     finally:
       _release(next_creator)
 
+  def checking_getter(next_getter, value, context):
+    path, _, by_haiku = _noted(context)
+    if by_haiku:
+      check(path)
+    try:
+      return next_getter(value)
+    finally:
+      _release(next_getter)
+
   def noting_setter(next_setter, value, context):
-    note(*_place_and_key(context), False)
+    path, key, _ = _noted(context)
+    note(path, key, False)
     try:
       return next_setter(value)
     finally:
@@ -1024,6 +1074,7 @@ def run_init(
     of_param: Any = functools.partial(noting_creator, is_param=True)
     of_state: Any = functools.partial(noting_creator, is_param=False)
     with (
+      hk.custom_getter(checking_getter),
       hk.custom_creator(of_param),
       hk.custom_creator(of_state, params=False, state=True),
       hk.custom_setter(noting_setter),
@@ -1035,10 +1086,12 @@ def run_init(
   return out, made, last_state, first_state
 
 
-def _place_and_key(context: Any) -> tuple[str, str]:
-  """Returns the module and the key; Haiku lets a key have a `/`."""
+def _noted(context: Any) -> tuple[str, str, bool]:
+  """Returns the module, the key, which may have a `/`, and whose module it is."""
   path = hk.current_name()
-  return path, context.full_name[len(path) + 1 :]
+  is_ours = type(getattr(context.module, 'module_name', None)) is not str
+  by_haiku = not is_ours and _here.path != path
+  return path, context.full_name[len(path) + 1 :], by_haiku
 
 
 def _put_params(bundle: Mapping[str, Any]) -> None:

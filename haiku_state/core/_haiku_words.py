@@ -12,6 +12,7 @@ from typing import Any
 import haiku as hk
 
 from haiku_state import errors
+from haiku_state.core import _haiku
 
 
 class MissingParameter(errors.ScopeParamNotFoundError, ValueError):
@@ -24,6 +25,10 @@ class MissingState(errors.ScopeVariableNotFoundError, ValueError):
 
 class MissingKey(errors.InvalidRngError, ValueError):
   """A random key is needed, and none was passed."""
+
+
+class FixedState(errors.ModifyScopeVariableError, ValueError):
+  """A module of Haiku's changes state in a collection that is immutable."""
 
 
 class WrongTrace(errors.JaxTransformError, ValueError):
@@ -105,6 +110,50 @@ def missing_key(path: str, stream: str) -> Exception:
     MissingKey,
     f'Module "{path}" needs a random key, of the stream "{stream}", and the'
     f' function was called with None. Pass a key: {fn}.',
+  )
+
+
+def fixed_state(path: str, key: str, was_there: bool) -> Exception:
+  """Returns the error of a Haiku module whose state may not change.
+
+  Args:
+    path: the Haiku name of the module.
+    key: the key in its state.
+    was_there: whether it was passed.
+  """
+  found = (
+    'sets it'
+    if was_there
+    else 'makes it, as it is not among the variables passed'
+  )
+  return _error(
+    FixedState,
+    f'Cannot update variable "{key}" in "{path}" because collection "state", that'
+    f' of the state of Haiku modules, is immutable: the module {found}. Pass'
+    " `mutable=['state']` to keep what it becomes (to a lifted transform, `state`"
+    ' among the collections that it takes), or call the module so that it only'
+    ' reads: `is_training=False`, say.',
+  )
+
+
+def hint_at_conversion(tree: Any) -> str | None:
+  """Says what to do with variables that look like parameters of Haiku's.
+
+  Args:
+    tree: collections by name, or what was given in their place.
+  """
+  bundles = tree.get('params', tree)
+  if not any(
+    _haiku.is_level(bundle)
+    and ('/' in str(path) or not _haiku.LAYER_KEYS.isdisjoint(bundle))
+    for path, bundle in bundles.items()
+  ):
+    return None
+  return (
+    f"The variables have the names of Haiku's parameters: {list(bundles)[:3]}."
+    ' If modules like these made them inside of hk.transform, pass'
+    ' `interop.from_haiku(params, state, root)`; if layers of Haiku did, convert'
+    ' them by `interop.weights_from_haiku`.'
   )
 
 

@@ -99,6 +99,12 @@ class Run:
     """Whether this is the run of somebody's `hk.transform`."""
     return type(self.resting) is InHaiku
 
+  def note_module(self, path: str) -> None:
+    """Notes that a module of ours is at a place, in the run that goes on."""
+    store = _thread.stores.get(self)
+    if type(store) is InRun:
+      store.modules.add(path)
+
   def has_haiku_rng(self) -> bool:
     """Returns whether keys come from Haiku, and there are some."""
     return self.is_in_haiku and hk.maybe_get_rng_sequence_state() is not None
@@ -211,7 +217,7 @@ def execute(
     out = body()
     for e in entered:
       e.frame.catch_up()
-    if rng_root is not None and _haiku.rng_was_used(rng):
+    if rng_root and rng is not None and _haiku.rng_was_used(rng):
       _count_rng(rng_root)
     return out
 
@@ -224,9 +230,32 @@ def execute(
       e.run.owner = None
     for e in hidden:
       stores[e.run] = e.frame
-  for e in entered:
-    e.run.resting = e.leave(params, state)
+  # All of them, or none: each may find a mistake.
+  rests = [
+    e.leave(own_params, own_state)
+    for e, own_params, own_state in zip(
+      entered, _shares(entered, params), _shares(entered, state)
+    )
+  ]
+  for e, rest in zip(entered, rests):
+    e.run.resting = rest
   return out
+
+
+def _shares(
+  entered: list[_Entered], bundles: _haiku.Bundles
+) -> list[_haiku.Bundles]:
+  """Returns the bundles of each root.
+
+  What Haiku's modules with forced names have is below none: it is the first's.
+  """
+  if len(entered) == 1:
+    return [bundles]
+  shares = [_haiku.below(bundles, e.path) for e in entered]
+  for path, bundle in bundles.items():
+    if not any(path in share for share in shares):
+      shares[0][path] = bundle
+  return shares
 
 
 def _run(entered: list[_Entered], rng: Any, body: Callable[[], Any]) -> Any:
@@ -240,11 +269,18 @@ def _run(entered: list[_Entered], rng: Any, body: Callable[[], Any]) -> Any:
   def note(path: str, key: str, is_param: bool) -> None:
     if _thread.entered[-1] is not entered:
       return  # It is new in a run inside of this one.
-    for e in entered:
-      if _haiku.is_below(path, e.path):
-        e.frame.note(e.path, path, key, is_param)
+    own = [e for e in entered if _haiku.is_below(path, e.path)]
+    for e in own or entered[:1]:
+      e.frame.note(e.path, path, key, is_param)
 
-  out, params, state, first = _haiku.run_init(params, state, rng, body, note)
+  def check(path: str) -> None:
+    if _thread.entered[-1] is entered:
+      for e in entered:
+        e.frame.check_place(path)
+
+  out, params, state, first = _haiku.run_init(
+    params, state, rng, body, note, check
+  )
   for e in entered:
     if e.initializing:
       e.frame.take_first(e.path, state, first)
@@ -307,11 +343,11 @@ class _Entered:
     frame.remove_dropped(params)
     frame.remove_dropped(state)
     changed: dict[str, Any] = {}
-    if not frame.has_fixed_params:
-      own = _haiku.below(params, self.path)
-      changed = _haiku.from_haiku(own, {}, self.path) if own else {}
-    own = _haiku.below(state, self.path)
-    _haiku.gather_state(changed, own, self.path, self._is_mutable)
+    if not frame.has_fixed_params and params:
+      changed = _haiku.from_haiku(params, {}, self.path)
+    if not self._is_mutable(_haiku.HAIKU_COLLECTION):
+      frame.check_unchanged(state)
+    _haiku.gather_state(changed, state, self.path, self._is_mutable)
     frame.complete(changed, self._is_mutable)
     return AtRest({**self._rest.tree, **changed}, frame.touched())
 

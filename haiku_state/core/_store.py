@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import collections
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.core
 import numpy as np
 
+from haiku_state import errors
 from haiku_state.core import _haiku, _haiku_words, tracers
 from haiku_state.core._place import Place
 from haiku_state.core._shapes import expected as expected_shapes
@@ -80,6 +81,8 @@ class _Tree:
     self.tree = tree
     # By collection and Haiku's name of the place.
     self._levels: dict[str, dict[str, Any]] = {}
+    # By collection, for so many names at the root.
+    self._outside: dict[str, tuple[int, tuple[str, ...]]] = {}
 
   def level(self, place: Place, col: str) -> Mapping[str, Any]:
     """Returns the level of a collection at a place, empty if there is none."""
@@ -144,6 +147,17 @@ class _Tree:
   def has(self, place: Place, col: str, name: str) -> bool:
     return name in self.level(place, col)
 
+  def names_outside(self, root: Place) -> Iterator[tuple[str, str]]:
+    """Yields the collections and names of what lies outside of the root."""
+    for col in list(self.tree):
+      level = self.level(root, col)
+      seen, names = self._outside.get(col, (0, ()))
+      if seen != len(level):
+        names = tuple(filter(_haiku.is_outside, list(level)))
+        self._outside[col] = len(level), names
+      for name in names:
+        yield col, name
+
   def is_empty(self, col: str) -> bool:
     return not self.tree.get(col)
 
@@ -161,6 +175,7 @@ class AtRest(_Tree):
   """
 
   trace = None
+  modules: Any = None
 
   def __init__(self, tree: Any, touched: Touched | None = None):
     super().__init__(tree)
@@ -247,6 +262,8 @@ class InRun(_Tree):
     dropped: what a value of another kind has put out of the tree, by bundle and
       key: Haiku still has it.
     later: what is to be done to Haiku's frame, set where it was out of reach.
+    modules: the Haiku names of the modules of ours: one of Haiku's with the same
+      name would take the variables for its own.
   """
 
   def __init__(
@@ -263,6 +280,7 @@ class InRun(_Tree):
     self.made: tuple[_haiku.Bundles, _haiku.Bundles] = ({}, {})
     self.dropped: set[tuple[str, str]] = set()
     self.later = collections.deque()
+    self.modules: set[str] = set()
 
   # --- Haiku's frame ---
 
@@ -293,6 +311,16 @@ class InRun(_Tree):
 
   # --- Names ---
 
+  def check_place(self, path: str) -> None:
+    """Raises if Haiku's module at a path has the name of a module of ours.
+
+    Raises:
+      NameInUseError: it has.
+    """
+    if path in self.modules:
+      parent, _, name = path.rpartition('/')
+      raise errors.NameInUseError('submodule', name, parent)
+
   def note(self, root: str, path: str, key: str, is_param: bool) -> None:
     """Takes the name of a variable that Haiku makes or sets into the tree."""
     col, names, name = _haiku.place_of(root, path, key, is_param)
@@ -314,7 +342,7 @@ class InRun(_Tree):
     path = place.path
     if isinstance(leaf, dict):
       # A level is there if anything below it is, or if it was empty.
-      below = f'{path}/{_haiku.escape_module(name)}'
+      below = _haiku.path_below(path, name)
       return not leaf or self._has_below(below, col, leaf)
     return self._has_leaf(path, col, name, leaf)
 
@@ -331,7 +359,7 @@ class InRun(_Tree):
   def _has_below(self, path: str, col: str, level: dict[str, Any]) -> bool:
     for name, leaf in list(level.items()):
       if isinstance(leaf, dict):
-        below = f'{path}/{_haiku.escape_module(name)}'
+        below = _haiku.path_below(path, name)
         if not leaf or self._has_below(below, col, leaf):
           return True
       elif self._has_leaf(path, col, name, leaf):
@@ -353,7 +381,7 @@ class InRun(_Tree):
 
   def _read(self, path: str, col: str, name: str, leaf: Any) -> Any:
     if isinstance(leaf, dict):
-      below = f'{path}/{_haiku.escape_module(name)}'
+      below = _haiku.path_below(path, name)
       value = self._read_level(below, col, leaf)
       is_frozen = isinstance(leaf, _haiku.FrozenNode)
       return FrozenDict(value) if is_frozen else value
@@ -372,7 +400,7 @@ class InRun(_Tree):
 
     def read(name, leaf):
       if isinstance(leaf, dict):
-        below = f'{path}/{_haiku.escape_module(name)}'
+        below = _haiku.path_below(path, name)
         value = self._read_level(below, col, leaf)
         return (value,) if value or not leaf else ()
       try:
@@ -397,7 +425,7 @@ class InRun(_Tree):
     """Returns the parameters below a module, as the run was given them."""
     bundle = self.given[0].get(path, _NOTHING)
     return {
-      name: self._given_level(f'{path}/{_haiku.escape_module(name)}', leaf)
+      name: self._given_level(_haiku.path_below(path, name), leaf)
       if isinstance(leaf, dict)
       else None
       if leaf is _haiku.NONE
@@ -443,14 +471,14 @@ class InRun(_Tree):
       if not isinstance(leaf, dict):
         kind = _haiku.FrozenNode if isinstance(value, FrozenDict) else dict
         leaf = level[name] = kind()
-      below = f'{path}/{_haiku.escape_module(name)}'
+      below = _haiku.path_below(path, name)
       self._put_level(below, leaf, col, value, only)
       return
     if only is not None and leaf is not None:
       if (path, _haiku.escape_key(name)) not in only:
         return
     if isinstance(leaf, dict):
-      self._drop_level(f'{path}/{_haiku.escape_module(name)}', col, leaf)
+      self._drop_level(_haiku.path_below(path, name), col, leaf)
       leaf = None
     self._put_leaf(path, level, col, name, value, leaf)
 
@@ -479,7 +507,7 @@ class InRun(_Tree):
     self.forget_level(path, col)
     for name, leaf in level.items():
       if isinstance(leaf, dict):
-        self._drop_level(f'{path}/{_haiku.escape_module(name)}', col, leaf)
+        self._drop_level(_haiku.path_below(path, name), col, leaf)
       else:
         self._drop(path, col, name)
 
@@ -564,6 +592,23 @@ class InRun(_Tree):
         if _haiku.is_own_state(key) and key not in made.get(path, _NOTHING):
           state[path][key] = value
 
+  def check_unchanged(self, state: _haiku.Bundles) -> None:
+    """Raises if a module of Haiku's has changed its state.
+
+    Raises:
+      ModifyScopeVariableError: it has.
+    """
+    given, made = self.given[1], self.made[1]
+    for path, bundle in state.items():
+      was = given.get(path, _NOTHING)
+      for key, value in bundle.items():
+        if (
+          _haiku.is_own_state(key)
+          and was.get(key) is not value
+          and key not in made.get(path, _NOTHING)
+        ):
+          raise _haiku_words.fixed_state(path, key, key in was)
+
   def complete(self, variables: dict[str, Any], mutable) -> None:
     """Puts variables in the order in which they were made.
 
@@ -635,7 +680,7 @@ class InHaiku:
 
   def _put(self, place: Place, path: str, col: str, name: str, value) -> None:
     if isinstance(value, _MAPPINGS):
-      below = f'{path}/{_haiku.escape_module(name)}'
+      below = _haiku.path_below(path, name)
       for key, x in value.items():
         self._put(place, below, col, key, x)
       return
@@ -662,7 +707,7 @@ class InHaiku:
   def _merge_level(self, place, path, there, col, tree, only) -> None:
     for name, value in tree.items():
       if isinstance(value, _MAPPINGS):
-        below = f'{path}/{_haiku.escape_module(name)}'
+        below = _haiku.path_below(path, name)
         known = there.get(name, _NOTHING)
         self._merge_level(place, below, known, col, value, only)
       elif (
@@ -675,6 +720,10 @@ class InHaiku:
         in only
       ):
         self._put(place, path, col, name, value)
+
+  def names_outside(self, root: Place) -> Iterator[tuple[str, str]]:
+    del root  # What is outside of it is the user's, not the module's.
+    return iter(())
 
   def is_empty(self, col: str) -> bool:
     return False

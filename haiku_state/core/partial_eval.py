@@ -40,14 +40,17 @@ def eval_known(fn: Callable[..., Any], *types: Any) -> Any:
   Raises:
     DependsOnInput: a result depends on an input.
   """
+  # What is a value already stays as it is, a Python number for example. What is
+  # traced must not stay here when the trace ends.
   leaves: list[Any] = []
   out_tree: Any = None
 
   def flat(*args):
     nonlocal leaves, out_tree
-    leaves, out_tree = jax.tree.flatten(fn(*args))
-    # What is a value already stays as it is, a Python number for example.
-    return [x for x in leaves if isinstance(x, jax.core.Tracer)]
+    found, out_tree = jax.tree.flatten(fn(*args))
+    is_traced = [isinstance(x, jax.core.Tracer) for x in found]
+    leaves = [_TRACED if t else x for t, x in zip(is_traced, found)]
+    return [x for t, x in zip(is_traced, found) if t]
 
   closed = jax.make_jaxpr(flat)(*types)
   jaxpr = closed.jaxpr.replace(eqns=_needed_eqns(closed.jaxpr))
@@ -56,11 +59,12 @@ def eval_known(fn: Callable[..., Any], *types: Any) -> Any:
   # The inputs are not used, so what stands for them does not matter.
   out = iter(jex_core.jaxpr_as_fun(known)(*(0 for _ in jaxpr.invars)))
   # A literal of the jaxpr is of a type of JAX's own.
-  leaves = [
-    jnp.asarray(next(out)) if isinstance(x, jax.core.Tracer) else x
-    for x in leaves
-  ]
+  leaves = [jnp.asarray(next(out)) if x is _TRACED else x for x in leaves]
   return jax.tree.unflatten(out_tree, leaves)
+
+
+# Stands for a leaf that is traced.
+_TRACED = object()
 
 
 def _check_known(jaxpr: jex_core.Jaxpr) -> None:

@@ -206,7 +206,7 @@ class Scope:
   @property
   def haiku_path(self) -> str:
     """The Haiku name of the module at this scope."""
-    return self.place.path
+    return (self._place or self.place).path
 
   # --- Life ---
 
@@ -467,9 +467,14 @@ class Scope:
     if not in_filter(self.mutable, 'params'):
       if self._must_be_given:
         raise _haiku_words.missing_parameter(self.haiku_path, name)
+      error: Exception
       if self.is_collection_empty('params'):
-        raise errors.ScopeCollectionNotFound('params', name, self.path_text)
-      raise errors.ScopeParamNotFoundError(name, self.path_text)
+        error = errors.ScopeCollectionNotFound('params', name, self.path_text)
+      else:
+        error = errors.ScopeParamNotFoundError(name, self.path_text)
+      tree: Any = getattr(self._run.store, 'tree', {})
+      hint = _haiku_words.hint_at_conversion(tree)
+      raise errors._with_hint(error, hint)
     return self.initial_param(init_fn, args, kwargs)
 
   def _next_rng(self, name: str) -> tuple[jax.Array, tuple[str | int, ...]]:
@@ -531,7 +536,16 @@ class Scope:
       ) from None
 
   def _merge(self, col: str, tree: Mapping[str, Any], only: Any) -> None:
-    """Puts a tree of variables here; of parameters, those in `only`."""
+    """Puts a tree of variables here; of parameters, those in `only`.
+
+    What lies outside of the root goes there.
+    """
+    if self.parent is not None and any(map(_haiku.is_outside, tree)):
+      outside = {n: x for n, x in tree.items() if _haiku.is_outside(n)}
+      self.root._merge(col, outside, only)
+      tree = {n: x for n, x in tree.items() if n not in outside}
+      if not tree:
+        return
     try:
       self._run.store.merge(self.place, col, tree, only)
     except CannotChange as e:
@@ -695,7 +709,7 @@ def _unfreeze_variables(
   return own
 
 
-def execute_once(scopes: Sequence[Scope], body: Callable[[], T]) -> T:
+def _execute_once(scopes: Sequence[Scope], body: Callable[[], T]) -> T:
   """Calls `body` in the only run of the variables of some scopes.
 
   Args:
@@ -755,7 +769,7 @@ def apply(
     scope = Scope(variables, rngs=streams, mutable=mutable, flags=flags)
     scope._run.haiku_root = haiku_root
     with scope.temporary():
-      y = execute_once([scope], lambda: fn(scope, *args, **kwargs))
+      y = _execute_once([scope], lambda: fn(scope, *args, **kwargs))
     return y if mutable is False else (y, scope.mutable_variables())
 
   return wrapper

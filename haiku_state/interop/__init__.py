@@ -25,6 +25,8 @@ from haiku_state.interop.functions import (
   as_multi_transformed as as_multi_transformed,
 )
 from haiku_state.interop.functions import as_transformed as as_transformed
+from haiku_state.interop.recurrent import as_rnn_cell as as_rnn_cell
+from haiku_state.interop.recurrent import as_rnn_core as as_rnn_core
 from haiku_state.interop.trees import from_flax_module as from_flax_module
 from haiku_state.interop.trees import from_haiku as from_haiku
 from haiku_state.interop.trees import from_lifted as from_lifted

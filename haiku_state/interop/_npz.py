@@ -217,7 +217,7 @@ def _take(member: Any, size: int) -> bytes:
 
 
 def _fill(member: Any, content: np.ndarray) -> None:
-  view = memoryview(content)
+  view = content.data
   done = 0
   # In pieces: zipfile makes a copy of what it reads.
   while done < len(view):

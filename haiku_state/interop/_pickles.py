@@ -162,7 +162,7 @@ def _jax_array(
   """Returns the NumPy array that JAX pickles in an array."""
   # Not by itself again, which could be nested without end.
   make = fun.call if isinstance(fun, _Name) else None
-  if make is not _reconstruct and make is not _from_buffer:
+  if make is None or make not in (_reconstruct, _from_buffer):
     raise WeightsFileError(f'an array of JAX in it is made by {_told(fun)}')
   array = make(budget, *_checked(args, tuple))
   if state is not None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from haiku_state._plain_arrays import dtype_text, short
@@ -108,7 +109,7 @@ def as_array(value: Any, parts: tuple[str, ...]) -> np.ndarray:
     WeightsFileError: it is none.
   """
   where = short('/'.join(parts))
-  if isinstance(value, jax.Array) and jax.dtypes.issubdtype(
+  if isinstance(value, jax.Array) and jnp.issubdtype(
     value.dtype, jax.dtypes.prng_key
   ):
     raise WeightsFileError(

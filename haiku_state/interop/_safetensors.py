@@ -202,7 +202,7 @@ def _read_array(
 ) -> np.ndarray:
   array = np.empty(math.prod(shape), dtype)
   if array.size:
-    view = memoryview(array.view(np.uint8))
+    view = array.view(np.uint8).data
     if file.readinto(view) != len(view):  # type: ignore
       raise WeightsFileError('it became shorter while it was read')
   return array.reshape(shape)

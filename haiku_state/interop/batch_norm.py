@@ -61,8 +61,10 @@ def batch_norm_from_haiku(
     `mean` and `var`, of shape `(C,)`.
 
   Raises:
-    ConversionError: `for_` is something else, or `momentum` is missing.
+    ConversionError: `for_` is something else, `momentum` is missing, or the
+      state is not that of one layer.
   """
+  _check_has(state, _EMAS.values(), "state['batch_norm/~']")
   mean, var = state['mean_ema'], state['var_ema']
   if for_ == 'eval':
     return {
@@ -102,8 +104,10 @@ def batch_norm_to_haiku(
     `mean_ema` and `var_ema`.
 
   Raises:
-    ConversionError: `momentum` is missing, or the counter is not positive.
+    ConversionError: `momentum` is missing, the counter is not positive, or the
+      averages are not those of one layer.
   """
+  _check_has(stats, _EMAS, "variables['batch_stats']['BatchNorm_0']")
   if counter is None:
     return {
       ema: {
@@ -127,6 +131,16 @@ def batch_norm_to_haiku(
       ),
     }
   return out
+
+
+def _check_has(given: Any, names: Any, example: str) -> None:
+  missing = [name for name in names if name not in given]
+  if missing:
+    raise ConversionError(
+      f'Expected {" and ".join(names)} of one BatchNorm, found'
+      f' {sorted(given)}. Pass what is below the name of the layer, such as'
+      f' `{example}`.'
+    )
 
 
 def _checked(momentum: float | None, what: str) -> float:

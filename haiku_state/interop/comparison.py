@@ -19,6 +19,7 @@ import numpy as np
 
 from haiku_state.core.filters import DenyList
 from haiku_state.core.tracers import current_trace
+from haiku_state.interop._checks import described
 from haiku_state.interop.weights import Mappings, weights_from_haiku
 from haiku_state.linen.module import Module, intercept_methods
 
@@ -170,7 +171,13 @@ def compare(
 
   Raises:
     ConversionError: the mapping does not fit.
+    TypeError: the first is no Haiku function, or the second no module.
   """
+  if isinstance(haiku_function, Module) or not isinstance(linen_module, Module):
+    raise TypeError(
+      'compare takes the Haiku function first and the linen-style module second,'
+      f' found {described(haiku_function)} and {described(linen_module)}.'
+    )
   f = haiku_function
   if isinstance(f, hk.Transformed):
     f = hk.with_empty_state(f)

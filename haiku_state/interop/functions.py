@@ -12,6 +12,7 @@ import jax
 from haiku_state import errors
 from haiku_state.core.filters import DenyList
 from haiku_state.interop import trees
+from haiku_state.interop._checks import described
 from haiku_state.linen._module.haiku_names import haiku_name
 from haiku_state.linen.module import Module, nowrap
 
@@ -192,9 +193,16 @@ def as_module(
   Raises:
     TypeError: it is no transformed function.
   """
-  if not hasattr(transformed, 'init') or not hasattr(transformed, 'apply'):
+  if isinstance(transformed, Module):
     raise TypeError(
-      f'Expected what hk.transform returns, found {type(transformed).__name__}.'
+      f'{type(transformed).__name__} is a linen-style module already: use it as'
+      ' it is. `as_transformed` gives a module as a Haiku function.'
+    )
+  if isinstance(transformed, type) or not (
+    hasattr(transformed, 'init') and hasattr(transformed, 'apply')
+  ):
+    raise TypeError(
+      f'Expected what hk.transform returns, found {described(transformed)}.'
       ' Write `as_module(hk.transform_with_state(f))`.'
     )
   if isinstance(transformed, (hk.Transformed, hk.MultiTransformed)):
@@ -299,7 +307,11 @@ def as_transformed(
 
   Returns:
     The pair `(init, apply)`.
+
+  Raises:
+    TypeError: it is no module.
   """
+  _check_module(module, 'as_transformed')
   root = haiku_name(module) if root is None else root
 
   def init(rng, *args, **kwargs) -> Any:
@@ -308,6 +320,20 @@ def as_transformed(
     return trees.to_haiku(variables, root)
 
   return hk.TransformedWithState(init, _apply_of(module, method, streams, root))
+
+
+def _check_module(module: Any, function: str) -> None:
+  if isinstance(module, Module):
+    return
+  if hasattr(module, 'init') and not isinstance(module, type):
+    raise TypeError(
+      f'{function} takes a linen-style module, found {described(module)}, which'
+      ' is a Haiku function already. `as_module` gives one as a module.'
+    )
+  raise TypeError(
+    f'{function} takes a linen-style module, found {described(module)}. Write'
+    f' `{function}(nn.Dense(2))`.'
+  )
 
 
 def _apply_of(module, method, streams, root) -> Callable[..., Any]:
@@ -358,7 +384,11 @@ def as_multi_transformed(
 
   Returns:
     The pair `(init, apply)`, in which `apply` has the structure of `methods`.
+
+  Raises:
+    TypeError: it is no module.
   """
+  _check_module(module, 'as_multi_transformed')
   root = haiku_name(module) if root is None else root
   init, _ = as_transformed(module, init_method, streams=streams, root=root)
   return hk.MultiTransformedWithState(

@@ -16,6 +16,7 @@ from typing import Any
 
 from haiku_state.core import _haiku
 from haiku_state.core.frozen_dict import FrozenDict
+from haiku_state.interop._checks import check_bundles, check_variables
 
 Bundles = dict[str, dict[str, Any]]
 
@@ -48,7 +49,9 @@ def to_haiku(
   Raises:
     ValueError: there is no root, and a name at the top is `~` or begins with
       `haiku:/`: these names are given to something else.
+    TypeError: these are no variables.
   """
+  check_variables(variables, 'to_haiku')
   if root is not None:
     params, state = _haiku.to_haiku(variables, root)
     return _without_empty(params, root), state
@@ -114,7 +117,9 @@ def from_haiku(
   Raises:
     ValueError: a value and a module have the same name at the same place, of
       which a nested dict can hold only one.
+    TypeError: these are no parameters and state of Haiku.
   """
+  check_bundles(params, state, 'from_haiku')
   state = state or {}
   if root is not None:
     return _haiku.from_haiku(params, state, root)

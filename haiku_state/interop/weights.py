@@ -21,6 +21,11 @@ from typing import Any
 
 from haiku_state.core.frozen_dict import FrozenDict
 from haiku_state.interop import _leaves as lv
+from haiku_state.interop._checks import (
+  check_bundles,
+  check_variables,
+  described,
+)
 from haiku_state.interop._leaves import ConversionError
 from haiku_state.interop._units import Kept
 from haiku_state.interop.layers import KINDS, Layer
@@ -104,8 +109,11 @@ def weights_from_haiku(
 
   Raises:
     ConversionError: the mapping, or the weights, do not fit; see `strict`.
+    TypeError: these are no parameters and state of Haiku.
   """
+  check_bundles(params, state, 'weights_from_haiku')
   _check_mapping(mapping)
+  _check_direction(mapping, params)
   given = {
     (False, path, key): value
     for path, bundle in params.items()
@@ -161,6 +169,22 @@ def _check_mapping(mapping: Mappings) -> None:
     if other != path:
       raise ConversionError(
         f'"{other}" and "{path}" are both mapped to "{"/".join(layer.names)}".'
+      )
+
+
+def _check_direction(mapping: Mappings, params: Mapping[str, Any]) -> None:
+  """Raises if a mapping goes from linen's names to Haiku's.
+
+  Raises:
+    ConversionError: it does.
+  """
+  for path, layer in mapping.items():
+    other = '/'.join(layer.names)
+    if path not in params and other in params:
+      raise ConversionError(
+        f'The mapping leads from "{path}" to "{other}", which is a module of'
+        " Haiku. Haiku's name stands on the left, linen's on the right:"
+        f" `{{'{other}': layers.{layer.kind}('{path}')}}`."
       )
 
 
@@ -322,8 +346,16 @@ def weights_to_haiku(
 
   Raises:
     ConversionError: the mapping, or the weights, do not fit; see `strict`.
+    TypeError: these are no variables, or the target is no pair.
   """
+  check_variables(variables, 'weights_to_haiku', has_params=True)
   _check_mapping(mapping)
+  if target is not None and not isinstance(target, (tuple, list)):
+    raise TypeError(
+      'weights_to_haiku takes as `target=` the pair of parameters and state,'
+      f' found {described(target)}. Write `target=(params, state)`, or {{}} for'
+      ' no state.'
+    )
   given = _flat(variables)
   expected = None if target is None else _flat_haiku(*target)
   out: dict[tuple[bool, str, str], Any] = {}
@@ -335,8 +367,10 @@ def weights_to_haiku(
       if below[: len(layer.names)] == layer.names:
         short = (col, *below[len(layer.names) :])
         values[short], names[short] = given[full], full
-    shown = _below_haiku(expected or {}, path)
-    shapes = {short: expected[full] for full, short in shown.items()}
+    there = expected or {}
+    shapes = {
+      short: there[full] for full, short in _below_haiku(there, path).items()
+    }
     options = _with_shapes(layer, values, shapes)
     where = '/'.join(layer.names)
     made = lv.convert(KINDS[layer.kind], values, options, False, where)

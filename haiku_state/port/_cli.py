@@ -103,8 +103,8 @@ def _add_port(commands) -> None:
     help='rewrite the import lines of programs written for Flax',
     description=(
       'Rewrites import lines of programs (.py, .ipynb) and of documents (.rst,'
-      ' .md) from flax to haiku_state, and reports each name that is missing or behaves'
-      ' otherwise. Without an option it shows the change as a diff.'
+      ' .md) from flax to haiku_state, and reports each name that is missing or'
+      ' behaves otherwise. Without an option it shows the change as a diff.'
     ),
     epilog=(
       'Exit status: 0 all is well; 1 a name is missing, or, with --check, a'

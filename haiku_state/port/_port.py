@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import difflib
+import functools
 import json
 import os
 import pathlib
@@ -489,6 +490,7 @@ def _temporary_prefix() -> str:
   return f'.haiku_state-port-{os.getpid()}-'
 
 
+@functools.cache
 def _remove_remains(folder: pathlib.Path) -> None:
   """Removes the temporary files of processes that were killed."""
   for entry in os.scandir(folder):

@@ -8,23 +8,153 @@ until its replacement is in place. `settle` clears up after a kill.
 """
 
 import contextlib
+import hashlib
 import os
+from collections.abc import Callable
 
 from absl import logging
 
-from haiku_state import io
+from haiku_state import errors, io
 from haiku_state.training import _checkpoint_paths as paths
 from haiku_state.training._checkpoint_paths import MP_ARRAY_POSTFIX
 
 
+def hold(tmp_path: str) -> Callable[[], None]:
+  """Makes this the one writer of a prefix; another one gets an error.
+
+  The file that is about to be written is locked; a process that is killed holds
+  no lock, and what it left is written over. In object stores, and where files
+  cannot be locked, nothing is held.
+
+  Args:
+    tmp_path: the file, which is made with its directory.
+
+  Returns:
+    A function that lets others write, and removes the file if it is still
+    there.
+
+  Raises:
+    ConcurrentSaveError: somebody else is writing.
+  """
+  try:
+    import fcntl
+  except ImportError:  # Not on Windows.
+    return lambda: None
+  if io.io_mode != io.BackendMode.DEFAULT or not paths.is_local(tmp_path):
+    return lambda: None
+  io.makedirs(os.path.dirname(tmp_path) or '.')
+  while True:
+    descriptor = os.open(tmp_path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+      fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      os.close(descriptor)
+      raise errors.ConcurrentSaveError(tmp_path) from None
+    except OSError:  # A file system without locks.
+      pass
+    # Between the two another writer may have given the file its name.
+    if _is_at(descriptor, tmp_path):
+      held = [descriptor]
+      return lambda: _let_go(held, tmp_path)
+    os.close(descriptor)
+
+
+def _is_at(descriptor: int, path: str) -> bool:
+  try:
+    return os.path.samestat(os.fstat(descriptor), os.stat(path))
+  except FileNotFoundError:
+    return False
+
+
+def _let_go(held: list[int], tmp_path: str) -> None:
+  if not held:
+    return  # It may be called again.
+  import fcntl
+
+  descriptor = held.pop()
+  try:
+    if _is_at(descriptor, tmp_path):
+      os.unlink(tmp_path)
+  finally:
+    # A process that was forked meanwhile has the descriptor, too.
+    with contextlib.suppress(OSError):
+      fcntl.flock(descriptor, fcntl.LOCK_UN)
+    os.close(descriptor)
+
+
 def write_file(path: str, data: bytes) -> None:
-  """Writes a file and returns when the disk has it."""
-  with io.GFile(path, 'wb') as file:
-    file.write(data)
-    file.flush()
-    # Otherwise a power failure could leave the new name without the content.
-    if hasattr(file, 'fileno'):
-      os.fsync(file.fileno())
+  """Writes a file and returns when the disk has it.
+
+  If that fails, what was written is removed: it may be what filled the disk.
+  """
+  try:
+    with io.GFile(path, 'wb') as file:
+      file.write(data)
+      file.flush()
+      # Otherwise a power failure could leave the new name without the content.
+      if hasattr(file, 'fileno'):
+        os.fsync(file.fileno())
+  except Exception:
+    with contextlib.suppress(Exception):
+      io.remove(path)
+    raise
+
+
+# --- Checksums ---------------------------------------------------------------
+
+
+def note_checksum(path: str, data: bytes | None) -> None:
+  """Notes what the file at a path may be, before it is put there.
+
+  Until it is there, what was there before is right, too.
+
+  Args:
+    path: the checkpoint.
+    data: what is to be its content; None if its checksum is not wanted.
+  """
+  place = paths.hidden_path(path, 'checksum')
+  if data is None:
+    discard(place)
+    return
+  sums = [_checksum(data), *_checksums(path)[:1]]
+  tmp = place + '.tmp'
+  write_file(tmp, '\n'.join(sums).encode())
+  io.rename(tmp, place, overwrite=True)
+
+
+def _checksum(data: bytes) -> str:
+  return hashlib.sha256(data).hexdigest()
+
+
+def _checksums(path: str) -> list[str]:
+  place = paths.hidden_path(path, 'checksum')
+  if not io.exists(place):
+    return []
+  with io.GFile(place, 'rb') as file:
+    return file.read().decode('ascii', 'replace').split()
+
+
+def check(path: str, data: bytes) -> None:
+  """Raises if a checkpoint has noted checksums and its content none of them.
+
+  Args:
+    path: the checkpoint.
+    data: its content.
+
+  Raises:
+    ValueError: it was changed since it was saved, or is damaged.
+  """
+  wanted = _checksums(path)
+  found = _checksum(data) if wanted else ''
+  if wanted and found not in wanted:
+    raise ValueError(
+      f'The checkpoint {path} is not what was saved: its SHA-256 is {found},'
+      f' expected {wanted[0]} as in {paths.hidden_path(path, "checksum")}.'
+      ' Restore another step; remove that file to restore this one all the same.'
+    )
+
+
+# --- Names -------------------------------------------------------------------
 
 
 def commit(tmp_path: str, path: str, overwrite: bool, has_arrays: bool) -> None:
@@ -108,6 +238,9 @@ def settle(base_path: str) -> None:
   Args:
     base_path: directory and prefix of the checkpoints.
   """
+  for path in paths.hidden_paths(base_path, 'checksum'):
+    if not io.exists(paths.locate(path)):
+      discard(paths.hidden_path(path, 'checksum'))
   for path in paths.hidden_paths(base_path, 'discarded'):
     io.rmtree(paths.hidden_path(path, 'discarded'))
   for path in paths.hidden_paths(base_path, 'replaced'):
@@ -189,6 +322,7 @@ def _remove_checkpoint(path):
   # Without its arrays a checkpoint would be there and could not be read.
   discard(path)
   discard(path + MP_ARRAY_POSTFIX)
+  discard(paths.hidden_path(path, 'checksum'))
 
 
 def _remove_remains(base_path, oldest_kept):

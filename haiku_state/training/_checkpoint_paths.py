@@ -10,9 +10,10 @@ may be, for a while or after a kill, what is not a checkpoint:
   .checkpoint_7.replaced                the old step 7 while a new one is put
                                         in its place
   .checkpoint_7.discarded               one that is being deleted
+  .checkpoint_7.checksum                the checksums that its file may have
 
 A checkpoint that is set aside for its replacement still counts: if the
-replacement never comes, `locate` finds the old one. Flax ignores the last two.
+replacement never comes, `locate` finds the old one. Flax ignores the last three.
 """
 
 import os
@@ -35,7 +36,7 @@ ORBAX_METADATA_FILENAME = '_METADATA'
 # What Orbax puts into the name of a directory that it has not committed.
 ORBAX_TMP = '.orbax-checkpoint-tmp'
 
-_HIDDEN_RE = re.compile(r'\.(?P<name>.+)\.(?P<why>replaced|discarded)')
+_HIDDEN_RE = re.compile(r'\.(?P<name>.+)\.(?P<why>replaced|discarded|checksum)')
 
 
 def natural_sort(file_list: Iterable[str], signed: bool = True) -> list[str]:
@@ -124,7 +125,10 @@ def _is_unfinished(name: str, prefix: str) -> bool:
 
 
 def hidden_path(path: str, why: str) -> str:
-  """Returns where a path goes when it is 'replaced' or 'discarded'."""
+  """Returns where a path goes when it is 'replaced' or 'discarded'.
+
+  And where its 'checksum' is.
+  """
   directory, name = os.path.split(path)
   hidden = _HIDDEN_RE.fullmatch(name)
   name = hidden['name'] if hidden else name

@@ -173,6 +173,8 @@ def save_checkpoint(
   keep_every_n_steps: int | None = None,
   async_manager: AsyncManager | None = None,
   orbax_checkpointer: 'ocp.Checkpointer | None' = None,
+  *,
+  checksum: bool = False,
 ) -> str:
   """Saves a checkpoint, from one process.
 
@@ -190,6 +192,8 @@ def save_checkpoint(
       steps apart remain, too.
     async_manager: if given, a msgpack file is written in the background.
     orbax_checkpointer: if given, it writes the checkpoint.
+    checksum: whether to note the SHA-256 of a msgpack file beside it;
+      `restore_checkpoint` then checks it.
 
   Returns:
     The path of the checkpoint.
@@ -197,8 +201,11 @@ def save_checkpoint(
   Raises:
     InvalidCheckpointError: there is a checkpoint of this or a later step (of
       msgpack files), and `overwrite` is false.
+    ConcurrentSaveError: somebody else is saving msgpack files to this directory
+      and prefix.
     ValueError: Orbax has a checkpoint of this step and `overwrite` is false;
-      or the target is a single array or number, which Orbax does not save.
+      or the target is a single array or number, which Orbax does not save; or
+      `checksum` is asked of Orbax, whose files have checksums of their own.
     ImportError: the package for the format is not installed.
 
   Example:
@@ -221,6 +228,12 @@ def save_checkpoint(
   if async_manager:
     async_manager.wait_previous_save()
   if config.flax_use_orbax_checkpointing or orbax_checkpointer:
+    if checksum:
+      raise ValueError(
+        'checksum=True is for msgpack files; the files of Orbax have checksums'
+        ' of their own. Leave it out, or set the flag'
+        ' flax_use_orbax_checkpointing to False.'
+      )
     if jax.process_count() > 1:
       logging.warning(
         'Multiple JAX processes detected when calling single-process'
@@ -231,10 +244,7 @@ def save_checkpoint(
     _save_by_orbax(save, target, orbax_checkpointer)
   else:
     _warn_of_msgpack()
-    _checkpoint_commit.settle(save.base_path)
-    _check_is_last(save)
-    data = serialization.to_bytes(target)
-    _run(async_manager, functools.partial(_write, save, data))
+    _save_by_msgpack(save, target, async_manager, checksum)
   _record_duration(_WRITE_EVENT, save.start_time)
   return save.path
 
@@ -337,11 +347,19 @@ def _save_by_orbax(save: _Save, target, checkpointer):
     )
   # Orbax waits for all processes first, so none looks before this is done.
   if jax.process_index() == 0:
+    _checkpoint_commit.hold(save.tmp_path)()  # Removes what a kill has left.
     _checkpoint_commit.settle(save.base_path)
     if save.overwrite and _checkpoint_paths.is_local(save.path):
       _checkpoint_commit.set_aside(save.path)
   try:
     checkpointer.save(save.path, target, force=save.overwrite)
+  except ValueError as error:
+    error.add_note(
+      f'{save.path} is not saved. Arrays that Orbax does not save (without'
+      ' elements, of text, of some small dtypes) a msgpack file holds: set the'
+      ' flag flax_use_orbax_checkpointing to False.'
+    )
+    raise
   finally:
     # While Orbax still writes in the background, what was set aside stays.
     if jax.process_index() == 0 and not is_async:
@@ -387,6 +405,27 @@ def _warn_of_msgpack():
     DeprecationWarning,
     stacklevel=3,
   )
+
+
+def _save_by_msgpack(save: _Save, target, async_manager, checksum: bool):
+  let_go = _checkpoint_commit.hold(save.tmp_path)
+  try:
+    _checkpoint_commit.settle(save.base_path)
+    _check_is_last(save)
+    data = serialization.to_bytes(target)
+
+    def write():
+      try:
+        _checkpoint_commit.note_checksum(save.path, data if checksum else None)
+        _write(save, data)
+      finally:
+        let_go()
+
+    _run(async_manager, write)
+  except BaseException:
+    # The task that has begun lets go itself; it can be done only once.
+    let_go()
+    raise
 
 
 def _check_is_last(save: _Save):
@@ -539,6 +578,8 @@ def restore_checkpoint(
   allow_partial_mpa_restoration: bool = False,
   orbax_checkpointer: 'ocp.Checkpointer | None' = None,
   orbax_transforms: dict | None = None,
+  *,
+  strict: bool = False,
 ) -> PyTree:
   """Restores a checkpoint: the last one, or that of a step.
 
@@ -555,6 +596,9 @@ def restore_checkpoint(
       the target has none.
     orbax_checkpointer: reads the checkpoint, if Orbax wrote it.
     orbax_transforms: passed to Orbax's `restore` as `transforms`.
+    strict: whether it is an error, in either format, if there is no checkpoint;
+      or if the names, the shapes or the dtypes in it are not those of the
+      target. A checkpoint of Orbax is then read twice.
 
   Returns:
     An object like `target` with the values of the checkpoint; `target` itself
@@ -562,7 +606,8 @@ def restore_checkpoint(
 
   Raises:
     ValueError: there is no checkpoint of `step`; or the structure of the
-      checkpoint is not that of `target`.
+      checkpoint is not that of `target`; or a msgpack file is damaged, or is
+      not what its checksum says; or what `strict` is about.
     ImportError: the package for the format is not installed.
 
   Example:
@@ -580,23 +625,33 @@ def restore_checkpoint(
     orbax_checkpointer.wait_until_finished()
   path = _find(safe_normpath(os.fspath(ckpt_dir)), step, prefix)
   if path is None:
+    if strict:
+      raise ValueError(
+        f'There is no checkpoint at {os.fspath(ckpt_dir)} with the prefix'
+        f' "{prefix}". Without strict=True the target is returned.'
+      )
     return target
   location = _checkpoint_paths.locate(path)
   if _checkpoint_paths.is_orbax_checkpoint(location):
     logging.info('Restoring orbax checkpoint from %s', location)
+    if strict and target is not None:
+      whole = _restore_by_orbax(location, None, orbax_checkpointer, None)
+      _check_fits(target, whole, location)
     result = _restore_by_orbax(
       location, target, orbax_checkpointer, orbax_transforms
     )
   else:
     logging.info('Restoring legacy Flax checkpoint from %s', location)
     state_dict = _multiprocess_arrays.restore(
-      _read(location, parallel),
+      _read(location, path, parallel),
       target,
       path,
       step,
       gda_manager,
       allow_partial_mpa_restoration,
     )
+    if strict and target is not None:
+      _check_fits(target, state_dict, location)
     result = _fill(target, state_dict, location)
   _record_duration(_READ_EVENT, start_time)
   return result
@@ -651,12 +706,61 @@ def _fill(target, state_dict, path):
     raise
 
 
-def _read(path, parallel):
+def _check_fits(target, state_dict, path):
+  """Raises unless a checkpoint has the leaves of a target."""
+  wanted, found = (
+    dict(_leaves(serialization.to_state_dict(x), ()))
+    for x in (target, state_dict)
+  )
+  wrong = [f'"{name}" is missing' for name in wanted if name not in found]
+  wrong += [f'"{name}" is unexpected' for name in found if name not in wanted]
+  for name in wanted.keys() & found.keys():
+    was, now = map(_kind_of, (found[name], wanted[name]))
+    if was != now:
+      wrong.append(f'"{name}" is {was}, expected {now}')
+  if wrong:
+    more = f' and {len(wrong) - 9} more' if len(wrong) > 9 else ''
+    raise ValueError(
+      f'The checkpoint {path} does not fit the target:'
+      f' {"; ".join(sorted(wrong)[:9])}{more}.'
+    )
+
+
+def _leaves(state_dict, names):
+  if isinstance(state_dict, dict):
+    for name, value in state_dict.items():
+      yield from _leaves(value, (*names, name))
+  elif state_dict is not None:
+    yield '/'.join(names), state_dict
+
+
+def _kind_of(leaf):
+  if hasattr(leaf, 'shape') and hasattr(leaf, 'dtype'):
+    return f'{leaf.dtype}{list(leaf.shape)}'
+  # Orbax makes arrays of numbers.
+  is_number = isinstance(leaf, (bool, int, float, complex))
+  return _Number() if is_number else type(leaf).__name__
+
+
+class _Number:
+  """A number of Python, which fits whatever array has no axes."""
+
+  def __eq__(self, other):
+    return isinstance(other, _Number) or str(other).endswith('[]')
+
+  __hash__ = None  # type: ignore
+
+  def __str__(self):
+    return 'a number'
+
+
+def _read(path, shown_path, parallel):
   with io.GFile(path, 'rb') as file:
     if parallel and file.seekable():
       data = _read_in_parallel(path, file)
     else:
       data = file.read()
+  _checkpoint_commit.check(shown_path, data)  # type: ignore
   try:
     return serialization.msgpack_restore(data)  # type: ignore
   except ValueError as error:

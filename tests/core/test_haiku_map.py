@@ -66,6 +66,9 @@ AWKWARD = (
   'haiku:x:',
   'haiku:params:w',
   'haiku:_0xr_',
+  'haiku:_0x_',
+  'haiku:_0xr31_',
+  'haiku:haiku:',
   'haiku_0x3a_a',
   'haiku_0x3a__0x2d_',
   '_0xr_',
@@ -87,7 +90,9 @@ names = st.one_of(
   st.text(max_size=4),
   st.text(alphabet='_0x2d~:/a', max_size=7),
   st.lists(
-    st.sampled_from(['haiku:', '_0x', '3a', '_', '-', '/', '0xr', 'a', ':']),
+    st.sampled_from(
+      ['haiku:', '_0x', '3a', '_', '-', '/', '0xr', 'a', ':', '_0x_', '_0xr31_']
+    ),
     max_size=6,
   ).map(''.join),
 )

@@ -16,7 +16,7 @@ import ml_dtypes
 import msgpack
 import numpy as np
 import pytest
-from fuzz import pickles
+from fuzz import names, pickles
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -290,3 +290,7 @@ def test_what_is_too_large_for_memory_is_not_called_damaged(
 def test_complex_keys_are_not_written():
   with pytest.raises(ValueError, match='complex'):
     serialization.msgpack_serialize({1j: 1}, in_place=True)
+
+
+def test_odd_names():
+  assert names.run(100, seed=1).keys() <= {'same', 'refused'}

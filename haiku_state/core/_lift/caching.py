@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 import jax
 
 from haiku_state import traverse_util
+from haiku_state.core._haiku import OUTSIDE, is_below, is_outside
 from haiku_state.core._lift.packing import Pack, lifted
 from haiku_state.core.filters import (
   CollectionFilter,
@@ -126,7 +127,7 @@ class _Touched:
       tuple(
         None
         if names is None
-        else frozenset((x.removeprefix(top.haiku_path), n) for x, n in names)
+        else frozenset((_from(top.haiku_path, x), n) for x, n in names)
         for top, names in zip(packed.tops, packed.touched)
       )
     )
@@ -136,9 +137,18 @@ class _Touched:
     return [
       None
       if names is None
-      else {(top.haiku_path + path, name) for path, name in names}
+      else {(_at(top.haiku_path, path), name) for path, name in names}
       for top, names in zip(packed.tops, self.names)
     ]
+
+
+def _from(top: str, path: str) -> str:
+  """Returns the rest of a path below the top; marked, one outside of it."""
+  return path[len(top) :] if is_below(path, top) else OUTSIDE + path
+
+
+def _at(top: str, path: str) -> str:
+  return path[len(OUTSIDE) :] if is_outside(path) else top + path
 
 
 def _counts(packed: Pack) -> list[CountsHolder]:

@@ -24,7 +24,7 @@ from haiku_state.core.filters import (
   union_filters,
 )
 from haiku_state.core.frozen_dict import unfreeze
-from haiku_state.core.scope import Scope, execute_once
+from haiku_state.core.scope import Scope, _execute_once
 
 # One dict of collections (or of key streams) for each filter and scope.
 Groups = tuple[tuple[dict[str, Any], ...], ...]
@@ -63,6 +63,8 @@ class Pack:
       found = scope._run.store.variables(scope.place)
       # One kind of dict, so that trees match whatever the user's is.
       found = {col: unfreeze(x) for col, x in found.items()}
+      if not groups and scope.parent is not None:
+        _add_outside(found, scope)
       groups.append(group_collections(found, in_filters))
     # Without any scope there is still one tuple of nothing for each group.
     self.variables: Groups = _transpose(groups) or ((),) * len(in_filters)
@@ -180,7 +182,7 @@ class Pack:
       What `fn` returns, and the collections that come out.
     """
     scopes = self.scopes(variable_groups, rng_groups, mutable_filter)
-    y = execute_once(_roots(scopes), lambda: fn(scopes, *args, **kwargs))
+    y = _execute_once(_roots(scopes), lambda: fn(scopes, *args, **kwargs))
     return y, self.repack(scopes)
 
   def publish(self, out_groups: Groups) -> None:
@@ -195,6 +197,13 @@ class Pack:
           if tree and scope.is_mutable_collection(col):
             only = touched if col == 'params' else None
             scope._merge(col, tree, only)
+
+
+def _add_outside(found: dict[str, Any], scope: Scope) -> None:
+  """Adds what Haiku's modules with forced names have, outside of the root."""
+  store, root = scope._run.store, scope.root.place
+  for col, name in store.names_outside(root):
+    found.setdefault(col, {})[name] = unfreeze(store.get(root, col, name))
 
 
 def topmost(

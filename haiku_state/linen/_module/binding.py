@@ -39,6 +39,7 @@ from haiku_state.linen._module.haiku_names import (
   is_forced,
   move_in_haiku,
   name_by_haiku,
+  reserve_in_haiku,
 )
 from haiku_state.linen._module.state import SetupState
 
@@ -96,9 +97,29 @@ def _attach(module: ModuleBase, parent: ModuleBase) -> bool:
   reuse = state.in_setup and state.setup_called is SetupState.TRANSFORMED
   if not reuse and parent.scope.name_reserved(name):
     raise errors.NameInUseError('submodule', name, type(parent).__name__)
+  if not reuse:
+    _check_haikus_names(parent, name)
   state.children[name] = module
   vars(module)['scope'] = parent.scope.push(name, reuse=reuse)
   return True
+
+
+def _check_haikus_names(parent: ModuleBase, name: str) -> None:
+  """Raises if a module of Haiku's in a method that runs has the name of a new one.
+
+  In somebody's `hk.transform` Haiku then gives the name to no other module.
+
+  Raises:
+    NameInUseError: it has.
+  """
+  made = vars(parent).get('_submodules')
+  if made is None:
+    return  # It is not in use yet.
+  path = f'{parent.module_name}/{_haiku.escape_module(name)}'
+  if path in made:
+    raise errors.NameInUseError('submodule', name, type(parent).__name__)
+  if type(parent.module_name) is str:
+    reserve_in_haiku(path)
 
 
 def _bind(module: ModuleBase) -> None:

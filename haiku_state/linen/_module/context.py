@@ -23,6 +23,7 @@ class _Context(threading.local):
   Attributes:
     module_stack: the modules whose methods run, the innermost last; None for
       a function that belongs to no module.
+    method_names: the names of those methods.
     captures: for each run, which calls it captures as intermediates.
     interceptors: the interceptors that are active, the innermost last.
     call_infos: lists that collect what `tabulate` shows of each call.
@@ -30,6 +31,7 @@ class _Context(threading.local):
 
   def __init__(self) -> None:
     self.module_stack: list[Any] = [None]
+    self.method_names: list[str] = ['__call__']
     self.captures: list[Any] = []
     self.interceptors: list[Interceptor] = []
     self.call_infos: list[CallInfos] = []
@@ -87,9 +89,14 @@ class CallInfo:
 
 
 class CallInfos:
-  """Calls in the order in which they ended, numbered as they began."""
+  """Calls in the order in which they ended, numbered as they began.
 
-  def __init__(self) -> None:
+  Args:
+    represent: returns what is shown of arguments and outputs.
+  """
+
+  def __init__(self, represent: Callable[[Any], Any]) -> None:
+    self.represent = represent
     self.calls: list[CallInfo] = []
     self._next = 0
 
@@ -102,9 +109,9 @@ context = _Context()
 
 
 @contextlib.contextmanager
-def collecting_calls() -> Iterator[CallInfos]:
-  """Returns a context in which calls of methods are collected."""
-  infos = CallInfos()
+def collecting_calls(represent: Callable[[Any], Any]) -> Iterator[CallInfos]:
+  """Returns a context in which calls of methods are collected: `CallInfos`."""
+  infos = CallInfos(represent)
   context.call_infos.append(infos)
   try:
     yield infos

@@ -78,6 +78,21 @@ def is_forced(name: Any) -> bool:
   return isinstance(name, str) and name.startswith(_FORCE)
 
 
+class _Placeholder(hk.Module):
+  """A module that is there for its name."""
+
+  AUTO_REPR = False
+
+
+def reserve_in_haiku(path: str) -> None:
+  """Has Haiku give a name to no other module that is made in this method.
+
+  Args:
+    path: the whole name; it may be taken already.
+  """
+  _Placeholder(name=hk.force_name(path))
+
+
 @contextlib.contextmanager
 def _thawed(state: Any) -> Iterator[None]:
   """Returns a context in which Haiku may set attributes of a module."""
@@ -106,8 +121,12 @@ def move_in_haiku(module: Any) -> None:
   """Gives a Haiku module the name of its scope."""
   scope = module.scope
   path = scope.haiku_path
-  in_haiku = scope._run.is_in_haiku
-  vars(module)['module_name'] = path if in_haiku else _OwnPath(path)
+  run = scope._run
+  if run.is_in_haiku:
+    vars(module)['module_name'] = path
+  else:
+    vars(module)['module_name'] = _OwnPath(path)
+    run.note_module(path)
 
 
 class _OwnPath(str):

@@ -26,6 +26,7 @@ from haiku_state.linen._module import submodules
 from haiku_state.linen._module.binding import usable
 from haiku_state.linen._module.calls import resolve_method
 from haiku_state.linen._module.methods import wrap_method_once
+from haiku_state.linen._module.parts import LiftedNames
 from haiku_state.linen._module.threads import in_use
 from haiku_state.linen.module import Module
 
@@ -72,7 +73,7 @@ class Reached:
     if isinstance(x, Variable) and isinstance(x.scope, Scope):
       kind: Any = (x.collection, x.name, x.unbox)
     elif isinstance(x, Module) and x.scope is not None:
-      kind = type(x)
+      kind = weakref.ref(type(x))
     else:
       return x
     self._visit(x)
@@ -168,15 +169,23 @@ def _usable(module: Any) -> Any:
 class _Body:
   """One call of a lifted method, as a function of scopes."""
 
-  def __init__(self, fn: Callable[..., Any], reached: Reached, cls: Any):
+  def __init__(
+    self,
+    fn: Callable[..., Any],
+    reached: Reached,
+    cls: Any,
+    names: LiftedNames,
+  ):
     self.fn = fn
     self.reached = reached
     self.cls = cls
+    self.names = names
     self.state = reached.module._state.export()
 
   def __call__(self, scopes: Any, args: Any, kwargs: Any) -> Any:
     bound, args, kwargs = self.reached.bind(scopes, args, kwargs, self.cls)
     vars(bound)['_state'] = self.state.export()
+    self.names.enter(bound)
     result = self.fn(bound, *args, **kwargs)
     self.reached.module._state.reimport(bound._state)
     _check_result(result, getattr(self.fn, '__name__', None))
@@ -209,12 +218,13 @@ def lift_methods(
 
   def call(self, args, kwargs):
     reached = Reached(self, args, kwargs)
+    names = LiftedNames(self, fns)
     scopes: Any = reached.scopes
     if not multi_scope:
       scopes = _only(scopes)
 
     def as_scope_fn(fn):
-      body = _Body(fn, reached, cls)
+      body = _Body(fn, reached, cls, names)
 
       def scope_fn(scopes, *args, **kwargs):
         return body(scopes if multi_scope else [scopes], args, kwargs)
@@ -222,7 +232,9 @@ def lift_methods(
       return _named_like(fn, scope_fn)
 
     lifted = transform(*map(as_scope_fn, fns), *trafo_args, **trafo_kwargs)
-    return lifted(scopes, *reached.args, **reached.kwargs)
+    result = lifted(scopes, *reached.args, **reached.kwargs)
+    names.leave()
+    return result
 
   return method
 
@@ -268,18 +280,24 @@ def lift_methods_cached(
   def as_scope_fn(fn):
     # Its name is that of the function in what JAX lowers, as Flax has it.
     def core_fn(scopes, key, *args, **kwargs):
-      return key.body(fn)(scopes, args, kwargs)
+      return key.body(fn, cls)(scopes, args, kwargs)
 
     return core_fn
 
   lifted = transform(*map(as_scope_fn, fns), *trafo_args, **trafo_kwargs)
+  made: dict[_StaticKey, set[str]] = {}
 
   @functools.wraps(fns[0])
   def method(self, *args, **kwargs):
     with in_use(_usable(self)) as self, _forked_rngs(self.scope):
       reached = Reached(self, args, kwargs)
-      key = _StaticKey(reached, cls)
-      return lifted(reached.scopes, key, *reached.args, **reached.kwargs)
+      key = _StaticKey(reached, LiftedNames(self, fns))
+      result = lifted(reached.scopes, key, *reached.args, **reached.kwargs)
+      if key.names.has_parts:
+        # When JAX has compiled the function, it does not run.
+        key.names.made = made.setdefault(key, key.names.made)
+        key.names.leave()
+      return result
 
   return method
 
@@ -308,21 +326,26 @@ def _forked_rngs(scope: Any) -> Iterator[None]:
 class _StaticKey:
   """Says all that is static about a call; equal for calls that are alike.
 
+  JAX keeps the key as long as what it has compiled, out of sight of Python's
+  garbage collector. So it holds neither modules nor their classes: a class has
+  the compiled function in its methods, and would keep itself alive.
+
   Args:
     reached: what the call reaches.
-    cls: the class of the modules inside.
+    names: the names of Haiku's modules that are taken.
   """
 
-  def __init__(self, reached: Reached, cls: Any):
-    # JAX keeps the key as long as what it has compiled.
+  def __init__(self, reached: Reached, names: LiftedNames):
     self._reached = weakref.ref(reached)
-    self._cls = cls
+    self.names = names
     # Not just its hash: that of a function is its address, which another one
     # may get when it is gone.
     seen: dict[int, int] = {}
     self._fingerprint = tuple(
       _fingerprint(x, (), seen) for x in (reached.module, *reached.slots)
     )
+    if names.taken:
+      self._fingerprint += (names.taken,)
     self._hash = hash(self._fingerprint)
 
   def __hash__(self) -> int:
@@ -335,10 +358,16 @@ class _StaticKey:
       and self._fingerprint == other._fingerprint
     )
 
-  def body(self, fn: Callable[..., Any]) -> _Body:
+  def body(self, fn: Callable[..., Any], cls: Any) -> _Body:
+    """Returns the call, as a function of scopes.
+
+    Args:
+      fn: the method.
+      cls: the class of the modules inside; by default their own.
+    """
     reached = self._reached()
     assert reached is not None
-    return _Body(fn, reached, self._cls)
+    return _Body(fn, reached, cls, self.names)
 
 
 def _fingerprint(x: Any, path: tuple[str, ...], seen: dict[Any, int]) -> Any:
@@ -385,7 +414,7 @@ def _fingerprint(x: Any, path: tuple[str, ...], seen: dict[Any, int]) -> Any:
 
 def _module_fingerprint(module: Module, path, seen) -> Any:
   if module._id in seen:
-    return type(module), seen[module._id]
+    return weakref.ref(type(module)), seen[module._id]
   seen[module._id] = len(seen)
 
   def named(name: str, value: Any) -> tuple[str, Any]:
@@ -404,7 +433,7 @@ def _module_fingerprint(module: Module, path, seen) -> Any:
     parts.append(named('flags', scope.flags))
     parts.append(named('rng_counts', scope.rng_counters))
     parts.append(named('reservations', scope.reservations))
-  return type(module), tuple(parts)
+  return weakref.ref(type(module)), tuple(parts)
 
 
 def _check_hashable(path: tuple[str, ...], x: Any) -> None:

@@ -14,7 +14,6 @@ import inspect
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-import haiku as hk
 import jax
 
 from haiku_state import errors
@@ -28,6 +27,7 @@ from haiku_state.linen._module.context import (
   run_interceptors,
 )
 from haiku_state.linen._module.haiku_names import enter_haiku
+from haiku_state.linen._module.parts import as_part, haiku_method, is_method
 from haiku_state.linen._module.state import SetupState
 from haiku_state.linen._module.threads import call_at_rest
 
@@ -78,26 +78,18 @@ def function_name(fn: Callable[..., Any]) -> str:
   return getattr(fn, '__name__', 'unnamed_function')
 
 
-def haiku_method(name: str, fun: Callable[..., Any]) -> Callable[..., Any]:
-  """Returns a function as Haiku wraps a method of this name."""
-
-  def method(self, *args, **kwargs):
-    return fun(self, *args, **kwargs)
-
-  # Haiku wraps the methods in the body of a class, but no special ones.
-  key = name if name == '__call__' or not name.startswith('__') else '_special'
-  carrier = type(hk.Module)('Carrier', (hk.Module,), {key: method})
-  return carrier.__dict__[key]
-
-
 def wrap_method(
-  fun: Callable[..., Any], entered: Callable[..., Any]
+  fun: Callable[..., Any],
+  entered: Callable[..., Any],
+  is_transparent: bool = False,
 ) -> Callable[..., Any]:
   """Returns a method with our wrapper around Haiku's.
 
   Args:
     fun: the function of the user.
     entered: the same with Haiku's wrapper.
+    is_transparent: whether Haiku has none, so that what its modules are named
+      after is the method that calls this one.
   """
   name = function_name(fun)
   is_compact = hasattr(fun, 'compact')
@@ -124,8 +116,12 @@ def wrap_method(
       self._try_setup()
     if is_compact:
       is_recurrent, state.in_compact_method = state.in_compact_method, True
-    stack = context.module_stack
+    stack, names = context.module_stack, context.method_names
     stack.append(self)
+    names.append(names[-1] if is_transparent else name)
+    # Haiku tells a module of those made in its methods: here, of this call.
+    own = vars(self)
+    made_before, own['_submodules'] = own['_submodules'], set()
     try:
       with _named_operations(self, run, name):
         if context.call_infos and not is_setup:
@@ -135,8 +131,11 @@ def wrap_method(
         return entered(*args, **kwargs)
     finally:
       stack.pop()
+      names.pop()
+      made_before |= own['_submodules']
+      own['_submodules'] = made_before
       if is_compact:
-        vars(self)['scope'] = self.scope.rewound()
+        own['scope'] = self.scope.rewound()
       # Calls nest, by `super()` for example; only the outermost one ends it.
       if (is_compact or is_setup) and not is_recurrent:
         state.reset()
@@ -210,13 +209,11 @@ def _call_observed(self: ModuleBase, name: str, entered, args, kwargs) -> Any:
 
 def _call_with_info(self: ModuleBase, name: str, entered, args, kwargs) -> Any:
   """Calls a method and notes what `tabulate` shows of the call."""
-  from haiku_state.linen import summary  # It shows modules: it is above them.
-
   infos = context.call_infos[-1]
   index = infos.next_index()
   y = _call_observed(self, name, entered, args, kwargs)
   assert self.scope is not None
-  shown = summary._represent_tree((tuple(args), kwargs, y))
+  shown = infos.represent((tuple(args), kwargs, y))
   infos.calls.append(
     CallInfo(
       index,
@@ -235,7 +232,14 @@ def wrap_method_once(fun: Callable[..., Any]) -> Callable[..., Any]:
   """Returns a function as a method, wrapped unless it is already."""
   if hasattr(fun, _WRAPPED):
     return fun
-  return wrap_method(fun, haiku_method(function_name(fun), fun))
+  name = function_name(fun)
+  method, part = haiku_method(name, fun), as_part(fun)
+
+  def entered(self, *args, **kwargs):
+    own = method if is_method(type(self), name, fun) else part
+    return own(self, *args, **kwargs)
+
+  return wrap_method(fun, entered)
 
 
 def is_wrapped(fun: Any) -> bool:
@@ -346,10 +350,19 @@ def _wrap_callable(cls: Any, name: str, value: Any) -> Any:
   if hasattr(value, 'nowrap') or is_wrapped(value):
     return value
   by_haiku = cls.__dict__.get(name)
+  if by_haiku is value and _is_for_haiku(name, value):
+    # Marked by `hk.transparent`.
+    return wrap_method(value, value, is_transparent=True)
   if by_haiku is None or by_haiku is value:
     # Haiku leaves special methods, and callables that are no functions.
     return wrap_method_once(getattr(cls, name))
   return wrap_method(value, by_haiku)
+
+
+def _is_for_haiku(name: str, value: Any) -> bool:
+  """Returns whether Haiku wraps a value in the body of a class."""
+  special = name.startswith('__') and name != '__call__'
+  return inspect.isfunction(value) and not special
 
 
 def _is_own_descriptor(value: Any) -> bool:
