@@ -66,9 +66,16 @@ class Run:
     return cls(AtRest(variables), 'scope')
 
   @classmethod
-  def in_haiku(cls, haiku_root: str) -> Run:
-    """Returns the run of somebody's `hk.transform`, seen from one module."""
-    return cls(InHaiku(), haiku_root)
+  def in_haiku(cls, haiku_root: str, depth: int) -> Run:
+    """Returns the run of somebody's `hk.transform`, seen from one module.
+
+    Args:
+      haiku_root: the Haiku name of the module.
+      depth: `current_depth` where it was made.
+    """
+    run = cls(InHaiku(), haiku_root)
+    run._depth = depth
+    return run
 
   @property
   def haiku_root(self) -> str:
@@ -380,6 +387,11 @@ def _rng_of(root: Root) -> jax.Array:
 def _count_rng(root: Root) -> None:
   """Counts a run in which Haiku's modules drew keys."""
   root.counts[_HAIKU_RUNS] = root.counts.get(_HAIKU_RUNS, 0) + 1
+
+
+def current_depth() -> int:
+  """Returns how many runs of ours go on in this thread, one in the other."""
+  return len(_thread.entered)
 
 
 def rules_at(path: str) -> tuple[CollectionFilter, bool] | None:
