@@ -726,8 +726,9 @@ def _execute_once(scopes: Sequence[Scope], body: Callable[[], T]) -> T:
 
 def _check_variables(variables: Any) -> None:
   if not _haiku.is_level(variables):
-    # Flax does not look, and Python raises this.
-    raise TypeError(
+    # Flax does not look: Python raises this for `in`, or else for `.items`.
+    is_container = hasattr(variables, '__contains__')
+    raise (AttributeError if is_container else TypeError)(
       f'Found {type(variables).__name__} in place of the variables.'
       f' {errors.ApplyScopeInvalidVariablesTypeError()}'
     )
