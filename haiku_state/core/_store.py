@@ -92,7 +92,17 @@ class _Tree:
     if levels is None:
       levels = self._levels.setdefault(col, {})
     found = levels.get(place.path)
-    return self._find(place, col, levels) if found is None else found
+    if found is not None:
+      return found
+    above = None if place.above is None else levels.get(place.above.path)
+    if above is None:
+      return self._find(place, col, levels)
+    found = above.get(place.name, _NOTHING)
+    if not isinstance(found, _MAPPINGS):
+      return _NOTHING
+    if found is not _NOTHING:
+      levels[place.path] = found
+    return found
 
   def _find(self, place: Place, col: str, levels: dict[str, Any]) -> Any:
     """Returns a level, found from the nearest one above that is known."""

@@ -60,7 +60,7 @@ child_rng_token = _Sentinel()
 # Tells a missing default from None.
 no_flag = _Sentinel()
 
-_ORDINARY_FLAGS: Mapping[str, Any] = FrozenDict()
+ORDINARY_FLAGS: Mapping[str, Any] = FrozenDict()
 
 # The flag of a run of somebody's `hk.transform`, also in what is lifted there.
 IN_HAIKU = 'in_haiku'
@@ -161,7 +161,7 @@ class Scope:
     self.parent = parent
     self.path = tuple(path)
     self.debug_path = tuple(debug_path) or self.path
-    self.flags = FrozenDict(flags) if flags else _ORDINARY_FLAGS
+    self.flags = FrozenDict(flags) if flags else ORDINARY_FLAGS
     self._root = parent.root if parent is not None else None
     self.trace_level = tracers.current_trace()
     self.rng_counters: dict[Any, Any] = dict.fromkeys(self._streams, 0)

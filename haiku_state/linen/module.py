@@ -182,14 +182,16 @@ class Module(ModuleBase, hk.Module, metaclass=ModuleMeta):
     own = vars(self)
     own['_id'] = ids.uuid()
     own['_state'] = ModuleState()
-    if self.parent is unspecified:
-      self.parent = binding.find_parent()  # type: ignore[assignment]
-    if self.parent is detached:
-      self.parent = None
-    elif self.parent is None:
+    parent: Any = self.parent
+    if parent is unspecified:
+      parent = binding.find_parent()
+      self.parent = parent
+    if parent is None:
       binding.name_where_made(self)
+    elif parent is detached:
+      self.parent = None
     else:
-      binding.settle(self)
+      binding.settle(self, parent)
 
   def setup(self) -> None:
     """Declares submodules and variables, as attributes.

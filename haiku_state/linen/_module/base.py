@@ -40,6 +40,7 @@ class ModuleBase:
     scope: Scope | None
     path: tuple[str, ...]
     module_name: str
+    _submodules: set[str]
     _id: Any
     _state: ModuleState
     _field_names: tuple[str, ...]

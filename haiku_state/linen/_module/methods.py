@@ -119,9 +119,6 @@ def wrap_method(
     stack, names = context.module_stack, context.method_names
     stack.append(self)
     names.append(names[-1] if is_transparent else name)
-    # Haiku tells a module of those made in its methods: here, of this call.
-    own = vars(self)
-    made_before, own['_submodules'] = own['_submodules'], set()
     try:
       with _named_operations(self, run, name):
         if context.call_infos and not is_setup:
@@ -132,10 +129,11 @@ def wrap_method(
     finally:
       stack.pop()
       names.pop()
-      made_before |= own['_submodules']
-      own['_submodules'] = made_before
+      if stack[-1] is not self:
+        # Haiku tells a module of those made in its methods: here, in this call.
+        self._submodules.clear()
       if is_compact:
-        own['scope'] = self.scope.rewound()
+        vars(self)['scope'] = self.scope.rewound()
       # Calls nest, by `super()` for example; only the outermost one ends it.
       if (is_compact or is_setup) and not is_recurrent:
         state.reset()
