@@ -100,9 +100,10 @@ def _attach(module: ModuleBase, parent: ModuleBase) -> bool:
   reuse = state.in_setup and state.setup_called is SetupState.TRANSFORMED
   if not reuse and parent.scope.name_reserved(name):
     raise errors.NameInUseError('submodule', name, type(parent).__name__)
+  is_known = name in state.children
   state.children[name] = module
   scope = vars(module)['scope'] = parent.scope.push(name, reuse=reuse)
-  if not reuse:
+  if not is_known:
     _check_haikus_names(parent, scope)
   return True
 
