@@ -157,17 +157,10 @@ def hint_at_conversion(tree: Any) -> str | None:
   )
 
 
-def wrong_trace(path: str, what: str) -> Exception:
+def wrong_trace(message: str) -> Exception:
   """Returns the error of a value that would leave a transform of JAX.
 
   Args:
-    path: the Haiku name of the module.
-    what: what it makes or sets.
+    message: which value, and which transform.
   """
-  return _error(
-    WrongTrace,
-    f'Module "{path}" makes or sets {what} inside of a transform of JAX, which'
-    ' the value would leave: Haiku would keep a tracer. Use hk.vmap, hk.scan,'
-    ' hk.grad, hk.remat, hk.cond, ... in its place, or make the module inside of'
-    ' a function that hk.transform transforms, and lift that by hk.lift.',
-  )
+  return _error(WrongTrace, message)

@@ -142,22 +142,6 @@ class Run:
     trace = self.store.trace or tracers.Trace()
     return trace.is_recorded()
 
-  def check_trace(self, level: Any) -> None:
-    """Raises if a JAX transformation has come between a scope and its use.
-
-    Haiku's own transforms (`hk.scan`, `hk.remat`, ...) may: they carry the
-    frame along. At rest there is no frame to leave: each call of a bound
-    module is a run of its own, on whatever level.
-
-    Raises:
-      JaxTransformError: a transformation of JAX, which knows nothing of the
-        frame, was entered.
-    """
-    if tracers.current_trace() == level or type(self.store) is not InRun:
-      return
-    if not _haiku.frame_is_current():
-      tracers.check_trace_level(level)
-
   def execute(self, root: Root, body: Callable[[], Any]) -> Any:
     """Calls `body` where the variables can be used, in this thread.
 

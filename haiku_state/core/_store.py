@@ -25,6 +25,7 @@ import numpy as np
 
 from haiku_state import errors
 from haiku_state.core import _haiku, _haiku_words, tracers
+from haiku_state.core._jax_around import check_stays
 from haiku_state.core._place import Place
 from haiku_state.core._shapes import expected as expected_shapes
 from haiku_state.core._shapes import trace as trace_shapes
@@ -297,6 +298,13 @@ class InRun(_Tree):
   def _at(self, path: str, fn: Callable[..., Any], *args: Any) -> Any:
     return _haiku.at(path, fn, *args)
 
+  def _is_outside(self) -> bool:
+    """Returns whether no transform of JAX is between the frame and here.
+
+    Haiku's own (`hk.scan`, `hk.remat`, ...) may be: they carry the frame along.
+    """
+    return self.trace.is_current() or _haiku.frame_is_current()
+
   def _frame_param(self, path: str, key: str, value: Any, again: Make) -> Any:
     """Adds a parameter; returns it as those who ask for it will get it."""
     made = _haiku.new_param(path, key, value, again)
@@ -493,6 +501,7 @@ class InRun(_Tree):
     self._put_leaf(path, level, col, name, value, leaf)
 
   def _put_leaf(self, path, level, col, name, value, leaf) -> None:
+    check_stays(name, value, self._is_outside)
     key = _haiku.state_key(col, name)
     was_dropped = (path, key) in self.dropped  # Haiku still has its value.
     self.dropped.discard((path, key))
@@ -536,6 +545,7 @@ class InRun(_Tree):
 
     Raises:
       WrongShape: it has another shape than its initializer makes.
+      Leaks: the initial value would leave the transform of JAX around.
     """
     leaf = self.level(place, 'params').get(name)
     if leaf is None:
@@ -558,8 +568,13 @@ class InRun(_Tree):
   # Haiku checks the shape of a parameter that it is asked for.
   _frame_array = staticmethod(_haiku.read_param)
 
+  def _initial(self, make: Make) -> Any:
+    """Returns the initial value of a parameter."""
+    return make()
+
   def _new_param(self, place: Place, name: str, make: Make) -> Any:
-    value = make()
+    value = self._initial(make)
+    check_stays(name, value, self._is_outside)
     level = self.new_level(place, 'params')
     path, key = place.path, _haiku.escape_key(name)
     if (
@@ -694,7 +709,7 @@ class InHaiku:
       for key, x in value.items():
         self._put(place, below, col, key, x)
       return
-    _check_stays(path, f'{col}:{name}', value)
+    check_stays(name, value, _haiku.frame_is_current)
     if col == 'params':
       if self.has(place, col, name):
         raise CannotChange(name)
@@ -752,7 +767,7 @@ class InHaiku:
 
     def init(shape, dtype):
       value = make()
-      _check_stays(place.path, name, value)
+      check_stays(name, value, _haiku.frame_is_current)
       return _haiku.fit(value, want.shapes[0], want.dtype, shape, dtype, key)
 
     return _haiku.get_or_make_param(
@@ -774,12 +789,6 @@ class InHaiku:
 
   def variables(self, place: Place) -> dict[str, Any]:
     return _haiku.frame_variables(place.path)
-
-
-def _check_stays(path: str, name: str, value: Any) -> None:
-  """Raises if a value would leave a transform of JAX that Haiku does not know."""
-  if isinstance(value, jax.core.Tracer) and not _haiku.frame_is_current():
-    raise _haiku_words.wrong_trace(path, f'"{name}"')
 
 
 Store = AtRest | InRun | InHaiku

@@ -21,6 +21,7 @@ from haiku_state.configurations import config as config
 from haiku_state.core import _haiku, _haiku_words, keys, meta, tracers
 from haiku_state.core._initial import initial_value
 from haiku_state.core._initializers import FromHaiku, as_linen, call_keyless
+from haiku_state.core._jax_around import Leaks
 from haiku_state.core._place import Place
 from haiku_state.core._run import Occupied, Root, Run, execute
 from haiku_state.core._store import CannotChange, WrongShape
@@ -231,12 +232,6 @@ class Scope:
     if self._invalid:
       raise errors.InvalidScopeError(self.name)
 
-  def _check_usable(self) -> None:
-    """Raises unless the scope may be changed here and now."""
-    if self._invalid:
-      raise errors.InvalidScopeError(self.name)
-    self._run.check_trace(self.trace_level)
-
   def rewound(self, rewind_rngs: bool = False) -> Scope:
     """Returns this scope with all names free again.
 
@@ -338,7 +333,7 @@ class Scope:
     Raises:
       ValueError: the name is taken.
     """
-    self._check_usable()
+    self._check_valid()
     if name is None:
       name = self.default_name(prefix)
     if not reuse or name not in self.reservations:
@@ -489,7 +484,7 @@ class Scope:
           raise _haiku_words.missing_key(self.haiku_path, name)
         raise errors.InvalidRngError(f'{self.name} needs PRNG for "{name}"')
       name = 'params'
-    self._check_usable()
+    self._check_valid()
     # Where keys come from Haiku, a scope has no streams until it is lifted.
     count = self.rng_counters.get(name, 0) + 1
     self.rng_counters[name] = count
@@ -524,8 +519,9 @@ class Scope:
 
     Raises:
       ModifyScopeVariableError: the collection is immutable.
+      JaxTransformError: the value would leave a transform of JAX.
     """
-    self._check_usable()
+    self._check_valid()
     if not in_filter(self.mutable, col):
       raise errors.ModifyScopeVariableError(col, name, self.path_text)
     try:
@@ -534,6 +530,8 @@ class Scope:
       raise errors.ModifyScopeVariableError(
         col, e.name, self.path_text
       ) from None
+    except Leaks as e:
+      raise self._leaks(col, e) from None
 
   def _merge(self, col: str, tree: Mapping[str, Any], only: Any) -> None:
     """Puts a tree of variables here; of parameters, those in `only`.
@@ -552,6 +550,16 @@ class Scope:
       raise errors.ModifyScopeVariableError(
         col, e.name, self.path_text
       ) from None
+    except Leaks as e:
+      raise self._leaks(col, e) from None
+
+  def _leaks(self, col: str, leaks: Leaks) -> Exception:
+    """Returns the error of a value that would leave a transform of JAX."""
+    if self._run.is_in_haiku:
+      text = leaks.text_in_haiku(col, self.haiku_path)
+      return _haiku_words.wrong_trace(text)
+    text = leaks.text(col, self.path_text)
+    return errors._with_hint(errors.JaxTransformError(), text)
 
   def variable(
     self,
@@ -628,6 +636,7 @@ class Scope:
       ScopeCollectionNotFound: there are no parameters, and none may be made.
       ScopeParamNotFoundError: this one is missing, and none may be made.
       ScopeParamShapeError: it has another shape than `init_fn` makes.
+      JaxTransformError: its initial value would leave a transform of JAX.
       ValueError: the name is taken.
     """
     self.reserve(name, 'params')
@@ -643,6 +652,8 @@ class Scope:
       raise errors.ScopeParamShapeError(
         name, self.path_text, e.found, e.wanted
       ) from None
+    except Leaks as e:
+      raise self._leaks('params', e) from None
     return meta.unbox(value) if unbox else value
 
   # --- Flags ---

@@ -59,7 +59,7 @@ class Pack:
     self.name = name
     groups = []
     for scope in self.tops:
-      scope._check_usable()
+      scope._check_valid()
       found = scope._run.store.variables(scope.place)
       # One kind of dict, so that trees match whatever the user's is.
       found = {col: unfreeze(x) for col, x in found.items()}
