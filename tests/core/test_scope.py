@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from module_compare import KEY, Programs, X, assert_same_as_flax, attempt, flag
 
-from haiku_state import core, errors
+from haiku_state import core
 
 programs = Programs()
 ones = jax.nn.initializers.ones
