@@ -37,7 +37,7 @@ LAYERS = {
     linen._module.submodules linen._module.haiku_names linen._module.binding
     linen._module.threads linen._module.parts linen._module.methods linen._module.metaclass
     linen._module.calls linen._module.repr linen._module.arguments
-    linen._module.sharing linen.module""",
+    linen._module.sharing linen._module.checked linen.module""",
   'transforms': 'linen._module.lifting linen.transforms',
   'layers': """
     linen.dtypes linen.initializers linen.activation linen.batch_apply
@@ -87,14 +87,7 @@ LAZY = {
 # shrink.
 FOR_TYPES = {
   ('typing', 'core.frozen_dict'),
-  ('linen._module.calls', 'linen.module'),
-  ('linen._module.context', 'linen.module'),
-  ('linen._module.haiku_binding', 'linen.module'),
-  ('linen._module.methods', 'linen.module'),
-  ('linen._module.repr', 'linen.module'),
-  ('linen._module.sharing', 'linen.module'),
-  ('linen._module.submodules', 'linen.module'),
-  ('linen._module.threads', 'linen.module'),
+  ('optim._definition', 'optim.base'),
 }
 
 # All that a package which stands apart may use of ours.
@@ -121,8 +114,9 @@ KNOWS_HAIKU = {
   'linen.module',
   'linen._module.binding',
   'linen._module.haiku_names',
+  'linen._module.checked',
   'linen._module.metaclass',
-  'linen._module.methods',
+  'linen._module.parts',
 }
 
 # What jax, dm-haiku and optax bring along.
