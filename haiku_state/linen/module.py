@@ -261,20 +261,22 @@ class Module(ModuleBase, HaikuModule, metaclass=ModuleMeta):  # type: ignore
     check_attribute(type(self), name)
     binding.register(self, name, val)
 
-  def __getattr__(self, name: str) -> Any:
-    if name in _COPY_METHODS:
-      raise AttributeError()
-    with in_use(self) as module:
-      module._try_setup()
-      if name in module.__dict__:
-        return module.__dict__[name]
-    text = f'"{type(self).__name__}" object has no attribute "{name}".'
-    if self.scope is None:
-      text += (
-        f' If "{name}" is defined in \'.setup()\', remember these fields are'
-        " only accessible from inside 'init' or 'apply'."
-      )
-    raise AttributeError(text)
+  if not TYPE_CHECKING:  # They are to report a name that is misspelt.
+
+    def __getattr__(self, name: str) -> Any:
+      if name in _COPY_METHODS:
+        raise AttributeError()
+      with in_use(self) as module:
+        module._try_setup()
+        if name in module.__dict__:
+          return module.__dict__[name]
+      text = f'"{type(self).__name__}" object has no attribute "{name}".'
+      if self.scope is None:
+        text += (
+          f' If "{name}" is defined in \'.setup()\', remember these fields are'
+          " only accessible from inside 'init' or 'apply'."
+        )
+      raise AttributeError(text)
 
   def __dir__(self) -> list[str]:
     with in_use(self) as module:
