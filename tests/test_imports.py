@@ -37,7 +37,7 @@ LAYERS = {
     linen._module.submodules linen._module.haiku_names linen._module.binding
     linen._module.threads linen._module.parts linen._module.methods linen._module.metaclass
     linen._module.calls linen._module.repr linen._module.arguments
-    linen._module.sharing linen.module""",
+    linen._module.sharing linen._module.checked linen.module""",
   'transforms': 'linen._module.lifting linen.transforms',
   'layers': """
     linen.dtypes linen.initializers linen.activation linen.batch_apply
@@ -83,7 +83,10 @@ LAZY = {
 
 # Types of files above, which only type checkers import: files in the wrong
 # order, or two concepts in one class.
-FOR_TYPES = {('typing', 'core.frozen_dict')}
+FOR_TYPES = {
+  ('typing', 'core.frozen_dict'),
+  ('optim._definition', 'optim.base'),
+}
 
 # All that a package which stands apart may use of ours.
 APART = {
@@ -109,6 +112,7 @@ KNOWS_HAIKU = {
   'linen.module',
   'linen._module.binding',
   'linen._module.haiku_names',
+  'linen._module.checked',
   'linen._module.metaclass',
   'linen._module.parts',
 }

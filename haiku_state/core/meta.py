@@ -358,10 +358,10 @@ def _field_values(box):
 
 
 def with_partitioning(
-  fn: Callable[..., Any],
+  fn: Callable[..., _A],
   names: LogicalNames,
   mesh: jax.sharding.Mesh | None = None,
-) -> Callable[..., Partitioned[Any]]:
+) -> Callable[..., Partitioned[_A]]:
   """Wraps an initializer so that it returns a `Partitioned` box.
 
   Args:

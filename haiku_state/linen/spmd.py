@@ -9,7 +9,7 @@ import collections
 import enum
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
@@ -26,6 +26,8 @@ from haiku_state.typing import (
   LogicalPartitionSpecPytree,
   LogicalRules,
 )
+
+_A = TypeVar('_A')
 
 
 class _Unassigned:
@@ -245,7 +247,7 @@ def _with_sharding_constraint(
   return x
 
 
-class LogicallyPartitioned(meta.Partitioned):
+class LogicallyPartitioned(meta.Partitioned[_A]):
   """A box that gives the axes of an array logical names.
 
   Attributes:
@@ -279,11 +281,11 @@ class LogicallyPartitioned(meta.Partitioned):
 
 
 def with_logical_partitioning(
-  fn: Callable[..., Any],
+  fn: Callable[..., _A],
   names: LogicalNames,
   mesh: jax.sharding.Mesh | None = None,
   rules: LogicalRules | None = None,
-) -> Callable[..., LogicallyPartitioned]:
+) -> Callable[..., LogicallyPartitioned[_A]]:
   """Wraps an initializer so that it returns a `LogicallyPartitioned` box.
 
   Args:
