@@ -5,13 +5,14 @@ from __future__ import annotations
 import types
 import weakref
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar, Union, dataclass_transform
+from typing import TYPE_CHECKING, Any, TypeVar, Union
 
 import haiku as hk
 import jax
 import jax.numpy as jnp
 
 from haiku_state import core, errors, ids, traceback_util
+from haiku_state._versions import dataclass_transform
 from haiku_state.core.filters import CollectionFilter
 from haiku_state.core.frozen_dict import FrozenDict as FrozenDict
 from haiku_state.core.scope import FrozenVariableDict as FrozenVariableDict
