@@ -77,25 +77,13 @@ ORDER = [name for names in LAYERS.values() for name in names.split()]
 # Looked up when they are used: these stand above the module that uses them.
 LAZY = {
   ('linen.module', 'linen.summary'),
-  ('linen._module.methods', 'linen.summary'),
   ('optim._definition', 'optim.base'),
   ('typing', 'core.frozen_dict'),
 }
 
 # Types of files above, which only type checkers import: files in the wrong
-# order, or two concepts in one class. There are none in `core`; this list is to
-# shrink.
-FOR_TYPES = {
-  ('typing', 'core.frozen_dict'),
-  ('linen._module.calls', 'linen.module'),
-  ('linen._module.context', 'linen.module'),
-  ('linen._module.haiku_binding', 'linen.module'),
-  ('linen._module.methods', 'linen.module'),
-  ('linen._module.repr', 'linen.module'),
-  ('linen._module.sharing', 'linen.module'),
-  ('linen._module.submodules', 'linen.module'),
-  ('linen._module.threads', 'linen.module'),
-}
+# order, or two concepts in one class.
+FOR_TYPES = {('typing', 'core.frozen_dict')}
 
 # All that a package which stands apart may use of ours.
 APART = {
@@ -123,7 +111,7 @@ KNOWS_HAIKU = {
   'linen._module.binding',
   'linen._module.haiku_names',
   'linen._module.metaclass',
-  'linen._module.methods',
+  'linen._module.parts',
 }
 
 # What jax, dm-haiku and optax bring along.

@@ -444,6 +444,50 @@ def test_statistics_stay_with_their_layer():
   assert np.all(new['batch_norm_1']['batch_stats:mean'] > 0.01)
 
 
+class Passes(nn.Module):
+  """Calls a module that it is given, in a lifted transform."""
+
+  @nn.compact
+  def __call__(self, x, module):
+    return nn.remat(lambda _, x, m: m(x))(self, x, module)
+
+
+@pytest.mark.parametrize('first', ['itself', 'passed'])
+def test_a_module_that_is_passed_to_a_lifted_one_stays_where_it_is(first):
+  def f(x):
+    module, passes = nn.Dense(4), Passes()
+    a = module(x) if first == 'itself' else 0
+    b = passes(x, module)
+    return b - (module(x) if first == 'passed' else a)
+
+  f = hk.transform(f)
+  params = f.init(KEY, X)
+  assert set(params) == {'dense'}
+  np.testing.assert_allclose(
+    f.apply(params, None, X), np.zeros((3, 4)), 0, 1e-6
+  )
+
+
+def test_a_lifted_function_that_closes_over_one_says_what_to_do():
+  class Closes(nn.Module):
+    fn: Any
+
+    @nn.compact
+    def __call__(self, x):
+      return nn.remat(lambda _, x: self.fn(x))(self, x)
+
+  for used in (False, True):
+
+    def f(x, used=used):
+      module = nn.Dense(4)
+      if used:
+        module(x)
+      return Closes(lambda x: module(x))(x)
+
+    with pytest.raises(ValueError, match='give it to the lifted transform'):
+      hk.transform(f).init(KEY, X)
+
+
 # --- A module from outside ---------------------------------------------------
 
 

@@ -66,9 +66,16 @@ class Run:
     return cls(AtRest(variables), 'scope')
 
   @classmethod
-  def in_haiku(cls, haiku_root: str) -> Run:
-    """Returns the run of somebody's `hk.transform`, seen from one module."""
-    return cls(InHaiku(), haiku_root)
+  def in_haiku(cls, haiku_root: str, depth: int) -> Run:
+    """Returns the run of somebody's `hk.transform`, seen from one module.
+
+    Args:
+      haiku_root: the Haiku name of the module.
+      depth: `current_depth` where it was made.
+    """
+    run = cls(InHaiku(), haiku_root)
+    run._depth = depth
+    return run
 
   @property
   def haiku_root(self) -> str:
@@ -315,6 +322,7 @@ class _Entered:
     path: the Haiku name of the root.
     frame: the variables in the frame.
     initializing: whether the variables are made.
+    mutable: which collections may be changed.
   """
 
   def __init__(self, root: Root):
@@ -322,7 +330,7 @@ class _Entered:
     self.path = root.run.root.path
     self.initializing = root.initializing
     self._rest: Any = root.run.resting
-    self._filter = root.mutable
+    self.mutable = root.mutable
     params, state, names = _haiku.spread(
       self._rest.tree, self.path, self._is_mutable
     )
@@ -331,7 +339,7 @@ class _Entered:
     )
 
   def _is_mutable(self, col: str) -> bool:
-    return in_filter(self._filter, col)
+    return in_filter(self.mutable, col)
 
   def from_outside(self) -> OutOfReach:
     """Returns the variables for a thread that has not got the frame."""
@@ -379,6 +387,27 @@ def _rng_of(root: Root) -> jax.Array:
 def _count_rng(root: Root) -> None:
   """Counts a run in which Haiku's modules drew keys."""
   root.counts[_HAIKU_RUNS] = root.counts.get(_HAIKU_RUNS, 0) + 1
+
+
+def current_depth() -> int:
+  """Returns how many runs of ours go on in this thread, one in the other."""
+  return len(_thread.entered)
+
+
+def rules_at(path: str) -> tuple[CollectionFilter, bool] | None:
+  """Returns what may change at a Haiku module in a run of ours, if it is in one.
+
+  Args:
+    path: the Haiku name of the module.
+
+  Returns:
+    Which collections are mutable, and whether variables are made; None in
+    somebody's `hk.transform`.
+  """
+  for e in _thread.entered[-1] if _thread.entered else ():
+    if _haiku.is_below(path, e.path):
+      return e.mutable, e.initializing
+  return None
 
 
 class Occupied:

@@ -709,7 +709,7 @@ def _unfreeze_variables(
   return own
 
 
-def execute_once(scopes: Sequence[Scope], body: Callable[[], T]) -> T:
+def _execute_once(scopes: Sequence[Scope], body: Callable[[], T]) -> T:
   """Calls `body` in the only run of the variables of some scopes.
 
   Args:
@@ -769,7 +769,7 @@ def apply(
     scope = Scope(variables, rngs=streams, mutable=mutable, flags=flags)
     scope._run.haiku_root = haiku_root
     with scope.temporary():
-      y = execute_once([scope], lambda: fn(scope, *args, **kwargs))
+      y = _execute_once([scope], lambda: fn(scope, *args, **kwargs))
     return y if mutable is False else (y, scope.mutable_variables())
 
   return wrapper

@@ -245,7 +245,8 @@ def _get_module_table(
 
   def make(*args: Any, **kwargs: Any) -> Table:
     # What is noted of the calls may hold tracers, which nobody uses.
-    with collecting_calls() as infos, jax.check_tracer_leaks(False):
+    calls = collecting_calls(_represent_tree)
+    with calls as infos, jax.check_tracer_leaks(False):
       variables = jax.eval_shape(lambda: module.init(*args, **kwargs))
     calls = sorted(infos.calls, key=lambda call: call.index)
     modules = {call.path for call in calls}

@@ -476,8 +476,8 @@ def test_orbax_transforms(tmp_path):
 @pytest.mark.parametrize(
   'module, flag, extra',
   [
-    ('orbax.checkpoint', True, "'.[checkpoint]'"),
-    ('msgpack', False, "'.[serialization]'"),
+    ('orbax.checkpoint', True, '.[checkpoint]'),
+    ('msgpack', False, '.[serialization]'),
   ],
 )
 def test_missing_package_names_the_extra(

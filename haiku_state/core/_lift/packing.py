@@ -24,7 +24,7 @@ from haiku_state.core.filters import (
   union_filters,
 )
 from haiku_state.core.frozen_dict import unfreeze
-from haiku_state.core.scope import Scope, execute_once
+from haiku_state.core.scope import Scope, _execute_once
 
 # One dict of collections (or of key streams) for each filter and scope.
 Groups = tuple[tuple[dict[str, Any], ...], ...]
@@ -182,7 +182,7 @@ class Pack:
       What `fn` returns, and the collections that come out.
     """
     scopes = self.scopes(variable_groups, rng_groups, mutable_filter)
-    y = execute_once(_roots(scopes), lambda: fn(scopes, *args, **kwargs))
+    y = _execute_once(_roots(scopes), lambda: fn(scopes, *args, **kwargs))
     return y, self.repack(scopes)
 
   def publish(self, out_groups: Groups) -> None:

@@ -57,13 +57,13 @@ def batch_norm(
 
   >>> import jax, jax.numpy as jnp
   >>> from haiku_state.core import apply, init, nn
-  >>> x = jnp.array([[1.0], [3.0]])
+  >>> x = jnp.array([[1.0, 2.0], [3.0, 6.0]])
   >>> y, variables = init(nn.batch_norm)(jax.random.key(0), x)
   >>> y.round(2).tolist()
-  [[-1.0], [1.0]]
+  [[-1.0, -1.0], [1.0, 1.0]]
   >>> step = apply(nn.batch_norm, mutable=['batch_stats'])
-  >>> step(variables, x)[1]['batch_stats']['mean'].round(2).tolist()
-  [0.02]
+  >>> step(variables, x)[1]['batch_stats']['mean'].round(3)
+  Array([0.02, 0.04], dtype=float32)
   """
   x = jnp.asarray(x, jnp.float32)
   axes = axis if isinstance(axis, tuple) else (axis,)

@@ -20,7 +20,7 @@ import haiku as hk
 from haiku_state import errors
 from haiku_state.configurations import config
 from haiku_state.core import _haiku
-from haiku_state.core._run import Run
+from haiku_state.core._run import Run, current_depth, rules_at
 from haiku_state.core.filters import DenyList
 from haiku_state.core.scope import IN_HAIKU, Scope
 from haiku_state.linen._module import submodules
@@ -226,6 +226,8 @@ def _preserves_names(owner: ModuleBase) -> bool:
 # that one. It is gone when the module is bound, so that it closes no cycle of
 # what knows of a run.
 _OWNER = '_owner'
+# And how many runs of ours were around: one more hides the frame of its run.
+_DEPTH = '_depth_where_made'
 
 
 def name_where_made(module: ModuleBase) -> None:
@@ -257,7 +259,9 @@ def _free_modules_in_fields(module: ModuleBase) -> Iterator[ModuleBase]:
 
 def _name(module: ModuleBase, given: str | None) -> None:
   name_by_haiku(module)
-  vars(module)[GIVEN_NAME] = given
+  own = vars(module)
+  own[GIVEN_NAME] = given
+  own[_DEPTH] = current_depth()
 
 
 def _adopt_in_haiku(
@@ -309,7 +313,7 @@ def bind_in_haiku(module: ModuleBase) -> None:
   if owner is not None:
     bind_in_haiku(owner)  # That adopts it.
   if module.scope is None:
-    module.parent = _scope_in_haiku(module.module_name)
+    module.parent = _scope_in_haiku(module)
     settle(module)
 
 
@@ -341,11 +345,20 @@ def _check_name(module: ModuleBase, path: str) -> None:
   )
 
 
-def _scope_in_haiku(path: str) -> Scope:
+def _scope_in_haiku(module: ModuleBase) -> Scope:
   """Returns a scope at the place of a Haiku module, in Haiku's hands."""
-  initializing = hk.running_init()
-  hidden = ['intermediates'] if initializing else ['params', 'intermediates']
-  flags = {'initializing': initializing, IN_HAIKU: True}
-  scope = Scope({}, mutable=DenyList(hidden), flags=flags)
-  scope._run = Run.in_haiku(path)
+  path = module.module_name
+  rules = rules_at(path)
+  if rules is not None:
+    # Haiku's module is one in a run of ours: linen's rules hold.
+    mutable, initializing = rules
+    flags = {'initializing': initializing}
+  else:
+    initializing = hk.running_init()
+    hidden = ['intermediates'] if initializing else ['params', 'intermediates']
+    mutable = DenyList(hidden)
+    flags = {'initializing': initializing, IN_HAIKU: True}
+  shown = path.split('/')  # In errors, the path as Haiku prints it.
+  scope = Scope({}, mutable=mutable, debug_path=shown, flags=flags)
+  scope._run = Run.in_haiku(path, vars(module)[_DEPTH])
   return scope

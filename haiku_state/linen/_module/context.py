@@ -89,9 +89,14 @@ class CallInfo:
 
 
 class CallInfos:
-  """Calls in the order in which they ended, numbered as they began."""
+  """Calls in the order in which they ended, numbered as they began.
 
-  def __init__(self) -> None:
+  Args:
+    represent: returns what is shown of arguments and outputs.
+  """
+
+  def __init__(self, represent: Callable[[Any], Any]) -> None:
+    self.represent = represent
     self.calls: list[CallInfo] = []
     self._next = 0
 
@@ -104,9 +109,9 @@ context = _Context()
 
 
 @contextlib.contextmanager
-def collecting_calls() -> Iterator[CallInfos]:
-  """Returns a context in which calls of methods are collected."""
-  infos = CallInfos()
+def collecting_calls(represent: Callable[[Any], Any]) -> Iterator[CallInfos]:
+  """Returns a context in which calls of methods are collected: `CallInfos`."""
+  infos = CallInfos(represent)
   context.call_infos.append(infos)
   try:
     yield infos

@@ -23,8 +23,9 @@ from haiku_state.core.filters import DenyList
 from haiku_state.core.keys import LazyRng
 from haiku_state.core.scope import Scope, Variable
 from haiku_state.linen._module import submodules
-from haiku_state.linen._module.binding import usable
+from haiku_state.linen._module.binding import bind_in_haiku, usable
 from haiku_state.linen._module.calls import resolve_method
+from haiku_state.linen._module.fields import is_haikus
 from haiku_state.linen._module.methods import wrap_method_once
 from haiku_state.linen._module.parts import LiftedNames
 from haiku_state.linen._module.threads import in_use
@@ -70,6 +71,8 @@ class Reached:
 
   def _take_out(self, x: Any) -> Any:
     """Returns a slot for a module or variable, anything else as it is."""
+    if isinstance(x, Module) and is_haikus(x):
+      bind_in_haiku(x)  # Inside it could not be: that is another run.
     if isinstance(x, Variable) and isinstance(x.scope, Scope):
       kind: Any = (x.collection, x.name, x.unbox)
     elif isinstance(x, Module) and x.scope is not None:

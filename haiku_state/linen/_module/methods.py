@@ -209,13 +209,11 @@ def _call_observed(self: ModuleBase, name: str, entered, args, kwargs) -> Any:
 
 def _call_with_info(self: ModuleBase, name: str, entered, args, kwargs) -> Any:
   """Calls a method and notes what `tabulate` shows of the call."""
-  from haiku_state.linen import summary  # It shows modules: it is above them.
-
   infos = context.call_infos[-1]
   index = infos.next_index()
   y = _call_observed(self, name, entered, args, kwargs)
   assert self.scope is not None
-  shown = summary._represent_tree((tuple(args), kwargs, y))
+  shown = infos.represent((tuple(args), kwargs, y))
   infos.calls.append(
     CallInfo(
       index,

@@ -49,6 +49,7 @@ def _run_part(self: ModuleBase, fun: Callable[..., Any], args, kwargs) -> Any:
   if names is None:
     return fun(self, *args, **kwargs)
   _take(names.taken)
+  names.is_running = True
   result = fun(self, *args, **kwargs)
   names.made |= _taken(self) - names.taken
   return result
@@ -68,6 +69,8 @@ class LiftedNames:
   Attributes:
     taken: the names that are taken outside, from the root.
     made: those that were made inside.
+    is_running: whether a function has begun: what it lifts in turn runs in its
+      method, and what is lifted twice does not.
   """
 
   def __init__(self, module: ModuleBase, fns: Sequence[Callable[..., Any]]):
@@ -75,6 +78,11 @@ class LiftedNames:
     self.has_parts = not all(is_method(cls, fn.__name__, fn) for fn in fns)
     self.taken = _taken(module) if self.has_parts else frozenset()
     self.made: set[str] = set()
+    self.is_running = False
+    around: LiftedNames | None = vars(module).get(_NAMES)
+    self._around = None if around is None or around.is_running else around
+    if self._around is not None:
+      self.taken |= self._around.taken
 
   def enter(self, module: ModuleBase) -> None:
     """Takes the names that are taken along with the copy of the module inside."""
@@ -83,7 +91,10 @@ class LiftedNames:
 
   def leave(self) -> None:
     """Takes the names that were made inside, outside."""
-    _take(self.made)
+    if self._around is not None:
+      self._around.made |= self.made
+    else:
+      _take(self.made)
 
 
 def _taken(module: ModuleBase) -> frozenset[str]:
