@@ -15,7 +15,7 @@ import sys
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.core
@@ -27,6 +27,7 @@ from jax.extend import linear_util
 _JAX = jax.__version_info__
 
 # Modules whose names differ by version, for type checkers, which see one.
+_jax: Any = jax
 _core: Any = jax.core
 _layout: Any = jax.experimental.layout
 _sharding: Any = jax.sharding
@@ -49,22 +50,28 @@ def too_old(what: str, needed: str) -> NotImplementedError:
 
 # --- Python ------------------------------------------------------------------
 
-if sys.version_info >= (3, 11):
+if TYPE_CHECKING:
+  from typing_extensions import dataclass_transform as dataclass_transform
+elif sys.version_info >= (3, 11):
   from typing import dataclass_transform as dataclass_transform
+else:  # Dead from Python 3.11 on.
 
+  def dataclass_transform(**_):
+    """Returns a decorator that does nothing: it is for type checkers."""
+    return lambda x: x
+
+
+if sys.version_info >= (3, 11):
   HAS_NOTES = True
+  IS_PATH_SAFE = bool(sys.flags.safe_path)
 
   def add_note(error: BaseException, note: str) -> None:
     """Adds a note to an error, which tracebacks show."""
     error.add_note(note)
 
 else:  # Dead from Python 3.11 on.
-
-  def dataclass_transform(**_: Any) -> Any:
-    """Returns a decorator that does nothing: it is for type checkers."""
-    return lambda x: x
-
   HAS_NOTES = False
+  IS_PATH_SAFE = False  # There is no such flag yet.
 
   def add_note(error: BaseException, note: str) -> None:
     """Adds a note to an error, in its message if that is a text.
@@ -89,7 +96,7 @@ else:  # Dead from jax 0.4.30 on.
   jaxprs = _core
 
 if _JAX >= (0, 5):
-  typeof: Callable[[Any], Any] = jax.typeof
+  typeof = _jax.typeof
 else:  # Dead from jax 0.5 on.
 
   def typeof(x: Any) -> Any:
@@ -111,7 +118,7 @@ else:  # Dead from jax 0.5 on.
 
 
 if _JAX >= (0, 4, 36):
-  ShapeDtype: Callable[..., Any] = jax.ShapeDtypeStruct
+  ShapeDtype = _jax.ShapeDtypeStruct
 else:  # Dead from jax 0.4.36 on.
 
   class ShapeDtype(jax.ShapeDtypeStruct):
@@ -234,7 +241,7 @@ else:  # Dead from jax 0.4.36 on.
 # --- Pytrees -----------------------------------------------------------------
 
 if _JAX >= (0, 4, 30):
-  register_dataclass: Callable[..., Any] = _tree_util.register_dataclass
+  register_dataclass = _tree_util.register_dataclass
 else:  # Dead from jax 0.4.30 on.
 
   def register_dataclass(cls: Any, children: list, static: list) -> Any:
@@ -356,7 +363,7 @@ else:  # Dead from jax 0.7 on.
 
 
 if _JAX >= (0, 6, 2):
-  Format: Any = _layout.Format
+  Format = _layout.Format
 else:  # Dead from jax 0.6.2 on.
 
   class Format:

@@ -260,7 +260,7 @@ def _enter(main: types.ModuleType, argv: list[str], folder: str) -> None:
 
 def _put_first(folder: str) -> None:
   """Puts a folder where Python has put that of its own program."""
-  if not sys.flags.safe_path:
+  if not _versions.IS_PATH_SAFE:
     sys.path[0] = folder
 
 
@@ -283,7 +283,7 @@ def _surroundings() -> Iterator[None]:
   excepthook = sys.excepthook
   frozen = config.flax_return_frozendict
   environment = {x: os.environ.get(x) for x in _VARIABLES}
-  if not sys.flags.safe_path:
+  if not _versions.IS_PATH_SAFE:
     sys.path.insert(0, '')
   was_installed = _hook.current() is not None
   try:
