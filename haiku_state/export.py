@@ -24,9 +24,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.export
 import jax.numpy as jnp
 import numpy as np
+
+from haiku_state._versions import saved_programs, too_old
 
 # The class that a saved name stands for, and the name of each class. A class
 # that is defined again, as in a notebook, takes the place of the one before.
@@ -72,12 +73,21 @@ def register(*what: Any) -> None:
 
   Raises:
     TypeError: a class is no pytree node.
+    NotImplementedError: the installed jax cannot save other types than its own.
   """
+  if saved_programs is None:
+    raise too_old('A program that takes or returns types of yours', '0.4.36')
   for x in what:
     classes = (x,) if isinstance(x, type) else _types_in(jax.tree.structure(x))
     for cls in classes:
       if cls not in _names and cls not in _KNOWN:
         _register_class(cls)
+
+
+def register_own(cls: type) -> None:
+  """Registers a class of this package, if jax can save such a type."""
+  if saved_programs is not None:
+    register(cls)
 
 
 def _types_in(structure: Any) -> Iterator[type]:
@@ -96,9 +106,11 @@ def _register_class(cls: type) -> None:
     name = f'{base}#{count}'
   try:
     if _is_named_tuple(cls):
-      jax.export.register_namedtuple_serialization(cls, serialized_name=name)
+      saved_programs.register_namedtuple_serialization(
+        cls, serialized_name=name
+      )
     else:
-      jax.export.register_pytree_node_serialization(
+      saved_programs.register_pytree_node_serialization(
         cls,
         serialized_name=name,
         serialize_auxdata=_save,

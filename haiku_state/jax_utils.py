@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.core import ShapedArray
-from jax.extend import linear_util
 from jax.interpreters import partial_eval
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
+
+from haiku_state import _versions
 
 
 def replicate(tree, devices=None, axis_name='_device_put_sharded'):
@@ -119,16 +120,14 @@ def partial_eval_by_shape(fn, input_spec, *args, **kwargs):
 
   # JAX has no public function for this; these are the modules it documents
   # for building transformations.
-  debug_info = jax.api_util.debug_info(
-    'partial_eval_by_shape', fn, tuple(inputs), {}
-  )
   unknown = [
     partial_eval.PartialVal.unknown(ShapedArray(x.shape, x.dtype))
     for x in inputs
   ]
-  _, outputs, _ = partial_eval.trace_to_jaxpr_nounits(
-    linear_util.wrap_init(flat_fn, debug_info=debug_info), unknown
+  wrapped = _versions.wrap_init(
+    flat_fn, 'partial_eval_by_shape', fn, tuple(inputs)
   )
+  _, outputs, _ = partial_eval.trace_to_jaxpr_nounits(wrapped, unknown)
   leaves = [
     value if aval is None else jax.ShapeDtypeStruct(aval.shape, aval.dtype)
     for aval, value in outputs

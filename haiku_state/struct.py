@@ -10,11 +10,10 @@ See https://flax.readthedocs.io/en/latest/api_reference/flax.struct.html.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, TypeVar, dataclass_transform, overload
+from typing import Any, TypeVar, overload
 
-import jax
-
-from haiku_state import export, serialization
+from haiku_state import _versions, export, serialization
+from haiku_state._versions import dataclass_transform
 
 __all__ = ['PyTreeNode', 'dataclass', 'field']
 
@@ -99,7 +98,7 @@ def dataclass(clz: Any = None, **kwargs: Any) -> Any:
   data_clz = dataclasses.dataclass(**{'frozen': True, **kwargs})(clz)
   children, static = _split_fields(data_clz)
   data_clz.replace = _replace
-  jax.tree_util.register_dataclass(data_clz, children, static)
+  _versions.register_dataclass(data_clz, children, static)
   serialization.register_serialization_state(
     data_clz,
     functools.partial(_to_state_dict, children),
@@ -108,7 +107,7 @@ def dataclass(clz: Any = None, **kwargs: Any) -> Any:
   setattr(data_clz, _MARK, True)
   if clz.__module__.partition('.')[0] == __name__.partition('.')[0]:
     # Those of others are theirs to register: JAX refuses to do it twice.
-    export.register(data_clz)
+    export.register_own(data_clz)
   return data_clz
 
 

@@ -10,7 +10,8 @@ How is up to `jax.config.jax_traceback_filtering`, as for JAX's own frames:
   which IPython and pytest know to skip them.
 - 'remove_frames': they are taken out, and the whole traceback is attached as
   the error's `__cause__`.
-- 'quiet_remove_frames': they are taken out, and a note says so.
+- 'quiet_remove_frames': they are taken out, and a note says so. Before Python
+  3.11, where tracebacks show no notes, this is 'remove_frames'.
 - 'auto': 'tracebackhide' in IPython, else 'quiet_remove_frames'.
 
 JAX does the same with a function that is not public, and with a list of files
@@ -29,6 +30,7 @@ from typing import TypeVar, cast
 import jax
 from jax.extend import source_info_util
 
+from haiku_state import _versions
 from haiku_state.configurations import config
 
 _F = TypeVar('_F', bound=Callable)
@@ -144,10 +146,13 @@ def _filter(error: Exception) -> None:
 
 def _filtering_mode() -> str:
   mode = jax.config.jax_traceback_filtering  # type: ignore[attr-defined]
+  if mode == 'quiet_remove_frames' and not _versions.HAS_NOTES:
+    return 'remove_frames'
   if mode not in (None, 'auto'):
     return mode
-  in_ipython = hasattr(builtins, 'get_ipython')
-  return 'tracebackhide' if in_ipython else 'quiet_remove_frames'
+  if hasattr(builtins, 'get_ipython'):
+    return 'tracebackhide'
+  return 'quiet_remove_frames' if _versions.HAS_NOTES else 'remove_frames'
 
 
 def _is_internal(frame: types.FrameType) -> bool:
@@ -182,7 +187,7 @@ def _add_note_once(error: Exception) -> None:
   # A boundary of JAX's further in may have added its own, of the same sense.
   notes = getattr(error, '__notes__', ())
   if not any('JAX_TRACEBACK_FILTERING' in note for note in notes):
-    error.add_note(_NOTE)
+    _versions.add_note(error, _NOTE)
 
 
 def _attach_as_cause(

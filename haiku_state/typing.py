@@ -191,7 +191,7 @@ jax.tree_util.register_pytree_with_keys(
   lambda _, children: PytreeDeque(children),
   lambda xs: (xs, ()),
 )
-export.register(PytreeDeque)
+export.register_own(PytreeDeque)
 
 
 class Missing:

@@ -3,6 +3,7 @@
 import ctypes
 import gc
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,34 @@ if 'xla_force_host_platform_device_count' not in flags:
 # running it badly.
 os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
 
+import haiku as hk  # noqa: E402, F401
 import jax  # noqa: E402
+
+# The Flax that the tests compare with. Others have other words, signatures and
+# names: they are compared with in test_flax_of_its_time.py alone, and are not
+# there for other tests. That of an old Haiku's own imports is no matter.
+ORACLE = (0, 12)
+
+flax_of_its_time = None
+try:
+  import flax
+except ImportError:
+  pass
+else:
+  if tuple(map(int, flax.__version__.split('.')[:2])) < ORACLE:
+    import flax.linen
+
+    flax_of_its_time = flax
+    for name in [n for n in sys.modules if n.split('.')[0] == 'flax']:
+      sys.modules[name] = None
+
+
+@pytest.fixture
+def old_flax():
+  """Returns the Flax that is there if it is older than the tests' oracle."""
+  if flax_of_its_time is None:
+    pytest.skip('only with a Flax that is older than the one of the tests')
+  return flax_of_its_time
 
 
 @pytest.fixture(autouse=True)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh, PartitionSpec
+from jax_names import shard_map
 from layers_compare import as_dict, assert_same_leaves
 
 from haiku_state import linen, optim
@@ -39,7 +40,7 @@ def assert_close(ours, theirs, tolerance=1e-6):
   ours, theirs = as_dict(ours), as_dict(theirs)
   assert jax.tree.structure(ours) == jax.tree.structure(theirs)
   for (path, a), b in zip(
-    jax.tree.leaves_with_path(ours), jax.tree.leaves(theirs)
+    jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(theirs)
   ):
     where = jax.tree_util.keystr(path)
     np.testing.assert_allclose(a, b, tolerance, tolerance, err_msg=where)
@@ -356,14 +357,14 @@ def mapped_by_shard_map(step, ns):
     out = step(*(x[0] for x in data))
     return jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], out)
 
-  mapped = jax.shard_map(
+  mapped = shard_map(
     on_shard,
     mesh=mesh,
     in_specs=split,
     out_specs=split,
     # JAX cannot check a `lax.pmean` over an axis of `vmap` (an assertion of
     # its own fails, under Flax's BatchNorm too).
-    check_vma='MLP' not in ns,
+    check='MLP' not in ns,
   )
   return jax.jit(mapped)(*shards(ns))
 

@@ -18,7 +18,7 @@ ROOT = pathlib.Path(haiku_state.__file__).parent
 
 # A module imports, when it is imported itself, only what stands before it.
 LAYERS = {
-  'words': 'errors configurations export typing ids _plain_arrays',
+  'words': '_versions errors configurations export typing ids _plain_arrays',
   'trees': 'serialization struct core.frozen_dict traverse_util cursor',
   'arrays': 'jax_utils io traceback_util',
   'below the scope': """
@@ -92,12 +92,13 @@ FOR_TYPES = {
 APART = {
   'optim': {
     'serialization',
+    '_versions',
     'struct',
     'traverse_util',
     'core.frozen_dict',
     'training.dynamic_scale',
   },
-  'port': {'configurations', 'errors'},
+  'port': {'_versions', 'configurations', 'errors'},
   'metrics': set(),
 }
 
@@ -335,3 +336,88 @@ def test_optax_is_imported_with_the_optimizers_only():
     assert not hasattr(haiku_state, 'optimizers')
   """
   subprocess.run([sys.executable, '-c', textwrap.dedent(program)], check=True)
+
+
+def test_one_file_knows_versions():
+  """Nothing else compares versions, or looks whether jax has a name."""
+  others = [name for name in MODULES if name != '_versions']
+  wrong = [
+    f'{MODULES[name].relative_to(ROOT)}:{line}'
+    for name in others
+    for line in questions_of_version(MODULES[name].read_text())
+  ]
+  assert not wrong, 'ask in haiku_state/_versions.py'
+
+
+@pytest.mark.parametrize(
+  'program',
+  [
+    'import sys\nsys.version_info',
+    'from sys import version_info',
+    'import jax\njax.__version__',
+    'import haiku as hk\nhk.__version__',
+    'import jax\nhasattr(jax, "P")',
+    'import jax\ngetattr(jax.lax, "pcast", None)',
+    'from jax import numpy as jnp\nhasattr(jnp.linalg, "outer")',
+    'try:\n  from jax import P\nexcept ImportError:\n  P = None',
+    'from importlib import metadata\nmetadata.version("jax")',
+  ],
+)
+def test_a_question_of_version_is_seen(program):
+  assert questions_of_version(program)
+
+
+def questions_of_version(text: str) -> list[int]:
+  """Returns the lines of a file that ask which version of something is there."""
+  tree = ast.parse(text)
+  lines = []
+  for node in ast.walk(tree):
+    match node:
+      case ast.Attribute(attr='version_info' | '__version_info__'):
+        lines.append(node.lineno)
+      case ast.ImportFrom(module='sys') if 'version_info' in names_of(node):
+        lines.append(node.lineno)
+      case ast.Attribute(value=value, attr='__version__') if is_foreign(
+        value, tree
+      ):
+        lines.append(node.lineno)
+      case (
+        ast.Call(func=ast.Name(id='hasattr'), args=[value, *_])
+        | ast.Call(func=ast.Name(id='getattr'), args=[value, _, _])
+      ) if is_foreign(value, tree):
+        lines.append(node.lineno)
+      case ast.Call(
+        func=ast.Attribute(attr='version'), args=[ast.Constant(value=name)]
+      ) if name in VERSIONED:
+        lines.append(node.lineno)
+      case ast.Try():
+        lines += [
+          part.lineno
+          for part in node.body
+          if isinstance(part, (ast.Import, ast.ImportFrom))
+          and any(
+            found.name.split('.')[0] in VERSIONED
+            for found in imports(ast.Module([part], []))
+          )
+        ]
+  return lines
+
+
+VERSIONED = {'jax', 'jaxlib', 'haiku', 'optax'}
+
+
+def names_of(node: ast.Import | ast.ImportFrom) -> set[str]:
+  return {alias.asname or alias.name.split('.')[0] for alias in node.names}
+
+
+def is_foreign(value: ast.expr, tree: ast.AST) -> bool:
+  """Returns whether an expression is a module, or a class, of `VERSIONED`."""
+  while isinstance(value, ast.Attribute):
+    value = value.value
+  return isinstance(value, ast.Name) and any(
+    value.id in names_of(node)
+    for node in ast.walk(tree)
+    if isinstance(node, (ast.Import, ast.ImportFrom))
+    for found in imports(ast.Module([node], []))
+    if found.name.split('.')[0] in VERSIONED
+  )

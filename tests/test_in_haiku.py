@@ -58,7 +58,7 @@ def assert_close(got, want):
   got, want = as_dict(got), as_dict(want)
   assert jax.tree.structure(got) == jax.tree.structure(want)
   for (path, a), b in zip(
-    jax.tree.leaves_with_path(got), jax.tree.leaves(want)
+    jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(want)
   ):
     where = jax.tree_util.keystr(path)
     np.testing.assert_allclose(a, b, 1e-4, 1e-5, err_msg=where)
@@ -321,7 +321,8 @@ def test_layer_stack_in_a_module():
 
 def _flat(tree):
   return {
-    jax.tree_util.keystr(path): x for path, x in jax.tree.leaves_with_path(tree)
+    jax.tree_util.keystr(path): x
+    for path, x in jax.tree_util.tree_leaves_with_path(tree)
   }
 
 
@@ -373,7 +374,7 @@ def test_custom_getter_of_parameters(where):
 
   variables = initial_variables(table.MODELS['MLP'], X)
   y, new = run_at(where, around, 'MLP', variables)
-  doubled = jax.tree.map_with_path(
+  doubled = jax.tree_util.tree_map_with_path(
     lambda path, x: 2 * x if path[-1].key == 'kernel' else x, variables
   )
   want_y, want = step_of(table.MODELS['MLP'])(doubled, X)

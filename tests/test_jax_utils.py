@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax_names import mesh_of
 
 from haiku_state import jax_utils
 
@@ -65,7 +66,7 @@ def test_replicated_goes_into_pmap():
 
 
 def _whole_everywhere():
-  mesh = jax.make_mesh((N,), ('i',))
+  mesh = mesh_of((N,), ('i',))
   spec = jax.sharding.PartitionSpec()
   sharding = jax.sharding.NamedSharding(mesh, spec)
   return jax.device_put(np.arange(3), sharding)

@@ -8,14 +8,19 @@ is traced inside is kept outside, where the trace is over.
 
 from __future__ import annotations
 
-import gc
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.core
-from jax.extend import core as jex_core
+
+from haiku_state._versions import (
+  is_traced_by,
+  qualified_name,
+  trace_name,
+  traces_inside,
+)
 
 
 class Leaks(Exception):
@@ -102,27 +107,11 @@ def check_stays(name: str, value: Any, is_outside: Callable[[], bool]) -> None:
     traced = [x for x in leaves if isinstance(x, jax.core.Tracer)]
   if not traced or is_outside():
     return
-  inside = _traces_inside(is_outside)
+  inside = traces_inside(is_outside)
   for x in traced:
-    # Public JAX does not tell whose a tracer is. Python does: it is what the
-    # tracer refers to.
-    referents = gc.get_referents(x)
     for trace in inside:
-      if any(y is trace for y in referents):
+      if is_traced_by(x, trace):
         raise Leaks(name, _describe(trace))
-
-
-def _traces_inside(is_outside: Callable[[], bool]) -> list[Any]:
-  """Returns the traces here, from the innermost to the last that is inside."""
-  inside = []
-  trace: Any = jex_core.find_top_trace(())
-  while trace is not None:
-    with jex_core.set_current_trace(trace):
-      if is_outside():
-        break
-    inside.append(trace)
-    trace = getattr(trace, 'parent_trace', None)
-  return inside
 
 
 # --- What it is called -------------------------------------------------------
@@ -199,7 +188,7 @@ _RECORDED = _Kind(
 
 def _describe(trace: Any) -> Around:
   """Returns which transform a trace is of."""
-  name = type(trace).__name__
+  name = trace_name(trace)
   kinds = (_DERIVATIVES, _MAPS)
   kind = next(
     (k for k in kinds if any(word in name for word in k.words)), _RECORDED
@@ -222,7 +211,7 @@ def _calls_of_jax() -> Iterator[list[str]]:
   while frame is not None:
     module = frame.f_globals.get('__name__', '')
     if module.partition('.')[0] == 'jax':
-      names.append(frame.f_code.co_qualname.partition('.')[0])
+      names.append(qualified_name(frame.f_code).partition('.')[0])
     elif names:
       yield names
       names = []

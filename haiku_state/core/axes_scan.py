@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from haiku_state import _versions
 from haiku_state.core.partial_eval import DependsOnInput, eval_known
 
 ScanAxis = int | None
@@ -32,23 +33,20 @@ def build_shaped_array(x: Any, batch_dim: bool = False) -> jax.ShapeDtypeStruct:
   Raises:
     ValueError: the axis that is left out is sharded.
   """
-  kind = jax.typeof(x)
+  kind = _versions.typeof(x)
+  sharding = _versions.type_sharding(kind)
   if not batch_dim:
-    return _abstract(kind.shape, kind, kind.sharding)
-  sharding = kind.sharding
+    return _abstract(kind.shape, kind, sharding)
   if sharding is not None and len(sharding.spec) == len(kind.shape):
     if sharding.spec[0] is not None:
       raise ValueError('Batch dimension in scan `xs` cannot be sharded.')
     spec = jax.sharding.PartitionSpec(*sharding.spec[1:])
-    sharding = sharding.update(spec=spec)
+    sharding = jax.sharding.NamedSharding(sharding.mesh, spec)
   return _abstract(kind.shape[1:], kind, sharding)
 
 
 def _abstract(shape, kind, sharding) -> jax.ShapeDtypeStruct:
-  # On an empty mesh the sharding says nothing, and is not accepted either.
-  if sharding is not None and sharding.mesh.empty:
-    sharding = None
-  return jax.ShapeDtypeStruct(
+  return _versions.ShapeDtype(
     shape, kind.dtype, weak_type=kind.weak_type, sharding=sharding
   )
 

@@ -406,4 +406,4 @@ jax.tree_util.register_pytree_with_keys(
 serialization.register_serialization_state(
   FrozenDict, serialization._dict_to_state_dict, _from_state_dict
 )
-export.register(FrozenDict)
+export.register_own(FrozenDict)

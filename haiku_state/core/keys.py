@@ -94,7 +94,7 @@ def is_valid_rng(rng: Any) -> bool:
 
 def raw_key_impl() -> str:
   """Returns the name of the implementation that raw keys are of."""
-  return str(getattr(jax.config, 'jax_default_prng_impl', ''))
+  return str(jax.config.jax_default_prng_impl)  # type: ignore[attr-defined]
 
 
 @functools.lru_cache

@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar
 import jax
 import numpy as np
 
-from haiku_state import errors, struct
+from haiku_state import _versions, errors, struct
 from haiku_state.core._initializers import as_linen
 from haiku_state.typing import LogicalNames
 
@@ -223,10 +223,9 @@ def _replace_in_box(old, new):
   return new
 
 
-def get_global_mesh() -> jax.sharding.AbstractMesh | jax.sharding.Mesh | None:
+def get_global_mesh() -> 'jax.sharding.AbstractMesh | jax.sharding.Mesh | None':
   """Returns the mesh set by `jax.set_mesh`, or None."""
-  mesh = jax.sharding.get_abstract_mesh()
-  return None if mesh.empty else mesh
+  return _versions.current_mesh()
 
 
 def global_mesh_defined() -> bool:
@@ -246,6 +245,7 @@ class Partitioned(struct.PyTreeNode, AxisMetadata[_A]):
   Example:
     >>> import jax, jax.numpy as jnp
     >>> import haiku_state.linen as nn
+    >>> from jax.sharding import PartitionSpec
     >>> class MLP(nn.Module):
     ...   @nn.compact
     ...   def __call__(self, x):
@@ -256,7 +256,7 @@ class Partitioned(struct.PyTreeNode, AxisMetadata[_A]):
     ...     return nn.Dense(4, kernel_init=down)(h)
     >>> shapes = jax.eval_shape(MLP().init, jax.random.key(0), jnp.ones((2, 4)))
     >>> specs = nn.get_partition_spec(shapes)
-    >>> specs['params']['Dense_0']['kernel'] == jax.P('data', 'model')
+    >>> specs['params']['Dense_0']['kernel'] == PartitionSpec('data', 'model')
     True
   """
 

@@ -9,10 +9,10 @@ from typing import Any
 import jax
 import jax.core
 import jax.numpy as jnp
-from jax.extend import core as jex_core
 from jax.interpreters import partial_eval as pe
 
 from haiku_state import errors
+from haiku_state._versions import jaxprs
 
 
 class DependsOnInput(Exception):
@@ -55,9 +55,9 @@ def eval_known(fn: Callable[..., Any], *types: Any) -> Any:
   closed = jax.make_jaxpr(flat)(*types)
   jaxpr = closed.jaxpr.replace(eqns=_needed_eqns(closed.jaxpr))
   _check_known(jaxpr)
-  known = jex_core.ClosedJaxpr(jaxpr, closed.consts)
+  known = jaxprs.ClosedJaxpr(jaxpr, closed.consts)
   # The inputs are not used, so what stands for them does not matter.
-  out = iter(jex_core.jaxpr_as_fun(known)(*(0 for _ in jaxpr.invars)))
+  out = iter(jaxprs.jaxpr_as_fun(known)(*(0 for _ in jaxpr.invars)))
   # A literal of the jaxpr is of a type of JAX's own.
   leaves = [jnp.asarray(next(out)) if x is _TRACED else x for x in leaves]
   return jax.tree.unflatten(out_tree, leaves)
@@ -67,11 +67,11 @@ def eval_known(fn: Callable[..., Any], *types: Any) -> Any:
 _TRACED = object()
 
 
-def _check_known(jaxpr: jex_core.Jaxpr) -> None:
+def _check_known(jaxpr: Any) -> None:
   """Raises if an output depends on an input."""
 
   def is_unknown(v):
-    return not isinstance(v, jex_core.Literal) and v in unknown
+    return not isinstance(v, jaxprs.Literal) and v in unknown
 
   unknown = set(jaxpr.invars)
   for eqn in jaxpr.eqns:
@@ -82,7 +82,7 @@ def _check_known(jaxpr: jex_core.Jaxpr) -> None:
       raise DependsOnInput(v.aval)
 
 
-def _needed_eqns(jaxpr: jex_core.Jaxpr) -> list[Any]:
+def _needed_eqns(jaxpr: Any) -> list[Any]:
   """Returns the equations that the outputs depend on, in order.
 
   An equation that calls a function keeps of it what the outputs need, so that
@@ -91,13 +91,13 @@ def _needed_eqns(jaxpr: jex_core.Jaxpr) -> list[Any]:
   all_outputs = [True] * len(jaxpr.outvars)
   jaxpr, _ = pe.dce_jaxpr(jaxpr, all_outputs, instantiate=True)
   # That keeps what has effects.
-  needed = {v for v in jaxpr.outvars if not isinstance(v, jex_core.Literal)}
+  needed = {v for v in jaxpr.outvars if not isinstance(v, jaxprs.Literal)}
   eqns = []
   for eqn in reversed(jaxpr.eqns):
     if not any(v in needed for v in eqn.outvars):
       continue
     eqns.append(eqn)
-    needed.update(v for v in eqn.invars if not isinstance(v, jex_core.Literal))
+    needed.update(v for v in eqn.invars if not isinstance(v, jaxprs.Literal))
   return eqns[::-1]
 
 

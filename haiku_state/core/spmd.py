@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-from jax.experimental.layout import Format
 from jax.sharding import NamedSharding, PartitionSpec
 
+from haiku_state import _versions
+from haiku_state._versions import Format
 from haiku_state.core import meta
 from haiku_state.typing import LogicalRules, Sharding
 
@@ -204,12 +205,12 @@ def _one_mesh(given, own, out_sharding) -> Any:
     raise ValueError(
       'An auto mesh context or metadata is required if creating a variable'
       f' with annotation {out_sharding=}. Enter one by'
-      ' `with jax.set_mesh(mesh):`, or pass `mesh`.'
+      f' {_versions.SET_MESH}, or pass `mesh`.'
     )
   if given is None or own is None:
     return own if given is None else given
   # `jax.set_mesh` tells the abstract mesh only, without the devices.
-  if _abstract(given) != _abstract(own):
+  if not _versions.same_mesh(given, own):
     raise ValueError(
       f'Got a mesh {given} and a sharding over another mesh, {own}. Give one of'
       ' them, or the same mesh for both.'
@@ -217,15 +218,11 @@ def _one_mesh(given, own, out_sharding) -> Any:
   return own
 
 
-def _abstract(mesh):
-  return mesh.abstract_mesh if isinstance(mesh, jax.sharding.Mesh) else mesh
-
-
 def _apply_sharding(value, sharding, mesh):
-  if isinstance(sharding, Format) or mesh.are_all_axes_auto:
+  if isinstance(sharding, Format) or _versions.is_auto(mesh):
     return jax.lax.with_sharding_constraint(value, sharding)
-  if mesh.are_all_axes_explicit:
-    return jax.sharding.reshard(value, sharding)
+  if _versions.is_explicit(mesh):
+    return _versions.reshard(value, sharding)
   raise ValueError(
     'Mesh must have all axes as Explicit or all axes as Auto. '
     f'Got mixed axis types: {mesh.axis_types}'

@@ -6,12 +6,9 @@ from typing import Any
 import jax
 import jax.core
 import jax.numpy as jnp
-from jax.extend import core as jex_core
 
-
-def current_trace() -> Any:
-  """Returns a token of the trace that is current; compare it with `==`."""
-  return jex_core.get_opaque_trace_state(convention='haiku_state')
+from haiku_state._versions import current_trace as current_trace
+from haiku_state._versions import keep_trace
 
 
 def check_trace_level(base_level: Any) -> None:
@@ -31,7 +28,7 @@ class Trace:
 
   def __init__(self) -> None:
     self._state = current_trace()
-    self._trace = jex_core.find_top_trace(())
+    self._enter = keep_trace()
     self._is_recorded: bool | None = None
 
   def is_current(self) -> bool:
@@ -50,4 +47,4 @@ class Trace:
 
   def entered(self) -> AbstractContextManager[None]:
     """Returns a context in which the trace is current once more."""
-    return jex_core.set_current_trace(self._trace)
+    return self._enter()

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from haiku_state import _versions
 from haiku_state._plain_arrays import (
   bits,
   check_content,
@@ -114,7 +115,9 @@ def read(path: Any) -> Flat:
       try:
         array = _read_member(archive, info)
       except MemoryError as e:
-        e.add_note(f'The array "{short(name)}" has {info.file_size} bytes.')
+        _versions.add_note(
+          e, f'The array "{short(name)}" has {info.file_size} bytes.'
+        )
         raise
       except Exception as e:
         raise WeightsFileError(

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from haiku_state import _versions
 from haiku_state._plain_arrays import dtype_text, short
 from haiku_state.core.frozen_dict import FrozenDict
 
@@ -37,7 +38,7 @@ def told(path: Path, what: str) -> Iterator[None]:
     yield
   except MemoryError as e:
     # The file may be whole: it is not called damaged.
-    e.add_note(f'{path} needs more memory than there is.')
+    _versions.add_note(e, f'{path} needs more memory than there is.')
     raise
   except (FileNotFoundError, IsADirectoryError, PermissionError):
     raise

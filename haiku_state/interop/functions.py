@@ -235,7 +235,7 @@ def _with_empty_state(transformed: Any) -> Any:
 def _methods_of(transformed: Any) -> dict[str, Callable[..., Any]]:
   """Returns the functions of a multi-transformed function by name."""
   methods = {}
-  for path, fn in jax.tree.leaves_with_path(transformed.apply):
+  for path, fn in jax.tree_util.tree_leaves_with_path(transformed.apply):
     parts = [_key_text(key) for key in path]
     name = '_'.join(parts)
     name = name if name.isidentifier() else f'apply_{name}'

@@ -27,6 +27,7 @@ from jax import core, dtypes, lax
 from jax import numpy as jnp
 from jax.typing import DTypeLike
 
+from haiku_state._versions import HAS_EXTENDED_ARRAYS
 from haiku_state.linen import initializers
 from haiku_state.linen.module import Module
 
@@ -35,7 +36,7 @@ DType = Any
 OVERWRITE_WITH_GRADIENT = '_overwrite_with_gradient'
 
 # An array of an extended dtype can live outside of `jax.jit`, too.
-CAN_USE_EARRAY = jax.__version_info__ < (0, 12)
+CAN_USE_EARRAY = HAS_EXTENDED_ARRAYS
 
 
 class Fp8MetaTyRules:

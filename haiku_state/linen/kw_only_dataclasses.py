@@ -11,7 +11,9 @@ import dataclasses
 import inspect
 from collections.abc import Sequence
 from types import MappingProxyType
-from typing import Any, TypeVar, dataclass_transform
+from typing import Any, TypeVar
+
+from haiku_state._versions import dataclass_transform
 
 FieldName = str
 Annotation = Any

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from haiku_state import _versions
 from haiku_state.linen import initializers
 from haiku_state.linen.dtypes import _has_dtype, promote_dtype
 from haiku_state.linen.dtypes import canonicalize_dtype as canonicalize_dtype
@@ -775,7 +776,7 @@ def _with_mapped_variables(
 
 def _variable_name(layer: Any, path: tuple[Any, ...]) -> str:
   """Returns `<layer>/<path>` without the collection."""
-  inner = jax.tree_util.keystr(path[1:], simple=True, separator='/')
+  inner = _versions.path_text(path[1:])
   return f'{layer.name}/{inner}'
 
 
@@ -816,7 +817,7 @@ def _layer_stats(
     )
   except NameError as error:
     if axis_name is not None and 'unbound axis name' in str(error):
-      error.add_note(_how_to_bind(layer, axis_name))
+      _versions.add_note(error, _how_to_bind(layer, axis_name))
     raise
 
 

@@ -188,8 +188,7 @@ def with_logical_constraint(
   Example:
     >>> import jax, jax.numpy as jnp
     >>> import haiku_state.linen as nn
-    >>> auto = (jax.sharding.AxisType.Auto,)
-    >>> mesh = jax.make_mesh((1,), ('data',), axis_types=auto)
+    >>> mesh = jax.sharding.Mesh(jax.devices()[:1], ('data',))
     >>> with nn.logical_axis_rules([('batch', 'data')]):
     ...   y = nn.with_logical_constraint(jnp.ones(4), ('batch',), mesh=mesh)
     >>> tuple(y.sharding.spec)

@@ -233,7 +233,8 @@ class ReplicatedOptimizer(OptimizerDef):
 
 def _replicate(tree: Any, devices: Sequence[Any]) -> Any:
   mesh = jax.sharding.Mesh(list(devices), ('device',))
-  sharding = jax.NamedSharding(mesh, jax.P('device'))
+  spec = jax.sharding.PartitionSpec('device')
+  sharding = jax.sharding.NamedSharding(mesh, spec)
   return jax.tree.map(
     lambda x: jax.device_put(jnp.stack([x] * len(devices)), sharding), tree
   )

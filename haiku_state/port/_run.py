@@ -18,6 +18,7 @@ import types
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TextIO
 
+from haiku_state import _versions
 from haiku_state.configurations import config
 from haiku_state.port import _documents, _expects, _hook, _names, _startup
 
@@ -259,7 +260,7 @@ def _enter(main: types.ModuleType, argv: list[str], folder: str) -> None:
 
 def _put_first(folder: str) -> None:
   """Puts a folder where Python has put that of its own program."""
-  if not sys.flags.safe_path:
+  if not _versions.IS_PATH_SAFE:
     sys.path[0] = folder
 
 
@@ -282,7 +283,7 @@ def _surroundings() -> Iterator[None]:
   excepthook = sys.excepthook
   frozen = config.flax_return_frozendict
   environment = {x: os.environ.get(x) for x in _VARIABLES}
-  if not sys.flags.safe_path:
+  if not _versions.IS_PATH_SAFE:
     sys.path.insert(0, '')
   was_installed = _hook.current() is not None
   try:
@@ -362,13 +363,13 @@ def _advising(kind: _Kind) -> Iterator[None]:
     match = _CANNOT_IMPORT.match(str(e))
     if match and _names.is_package(match.group(2), _names.OURS):
       name = f'{_names.theirs(match.group(2))}.{match.group(1)}'
-      e.add_note(_names.missing_message(name))
+      _versions.add_note(e, _names.missing_message(name))
     raise
   except Exception as e:
     if isinstance(e, TypeError) and str(e).startswith('metaclass conflict'):
-      e.add_note(_ABOUT_METACLASSES)
+      _versions.add_note(e, _ABOUT_METACLASSES)
     if hint := kind.hint_on(str(e)):
-      e.add_note(hint)
+      _versions.add_note(e, hint)
     raise
 
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 from absl import logging
 
-from haiku_state import errors, io, serialization
+from haiku_state import _versions, errors, io, serialization
 from haiku_state.configurations import config
 from haiku_state.core.frozen_dict import FrozenDict, freeze
 from haiku_state.training import (
@@ -354,10 +354,11 @@ def _save_by_orbax(save: _Save, target, checkpointer):
   try:
     checkpointer.save(save.path, target, force=save.overwrite)
   except ValueError as error:
-    error.add_note(
+    _versions.add_note(
+      error,
       f'{save.path} is not saved. Arrays that Orbax does not save (without'
       ' elements, of text, of some small dtypes) a msgpack file holds: set the'
-      ' flag flax_use_orbax_checkpointing to False.'
+      ' flag flax_use_orbax_checkpointing to False.',
     )
     raise
   finally:
@@ -702,7 +703,7 @@ def _fill(target, state_dict, path):
   try:
     return serialization.from_state_dict(target, state_dict)
   except Exception as error:
-    error.add_note(f'This is about the checkpoint {path}.')
+    _versions.add_note(error, f'This is about the checkpoint {path}.')
     raise
 
 
@@ -764,7 +765,7 @@ def _read(path, shown_path, parallel):
   try:
     return serialization.msgpack_restore(data)  # type: ignore
   except ValueError as error:
-    error.add_note(f'This is about the checkpoint {path}.')
+    _versions.add_note(error, f'This is about the checkpoint {path}.')
     raise
 
 

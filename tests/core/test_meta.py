@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
+from jax_names import mesh_of, set_mesh
 
 from haiku_state import errors, serialization, struct
 from haiku_state.core import meta
@@ -57,7 +58,7 @@ class Plain(struct.PyTreeNode, meta.AxisMetadata):
 
 @pytest.fixture
 def mesh():
-  return jax.make_mesh((1,), ('x',), axis_types=(AxisType.Auto,))
+  return mesh_of((1,), ('x',))
 
 
 @pytest.fixture
@@ -204,7 +205,7 @@ def test_unbox_constrains_only_under_a_mesh(mesh):
     'sharding_constraint['
   )
   assert (count(free), count(bound)) == (0, 1)
-  with jax.set_mesh(mesh):
+  with set_mesh(mesh):
     assert (count(free), count(bound)) == (1, 1)
     assert free.unbox(apply_constraint=False) is x
   assert bound.unbox(apply_constraint=False) is x
@@ -213,7 +214,7 @@ def test_unbox_constrains_only_under_a_mesh(mesh):
 
 def test_global_mesh(mesh):
   assert meta.get_global_mesh() is None and not meta.global_mesh_defined()
-  with jax.set_mesh(mesh):
+  with set_mesh(mesh):
     assert meta.get_global_mesh() == mesh.abstract_mesh
     assert meta.global_mesh_defined()
 

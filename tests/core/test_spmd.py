@@ -7,8 +7,8 @@ import threading
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.experimental.layout import Format, Layout
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
+from jax_names import layout_of, mesh_of, set_mesh
 
 from haiku_state.core import spmd
 
@@ -35,12 +35,12 @@ def no_rules():
 
 @pytest.fixture
 def mesh():
-  return jax.make_mesh((1, 1), ('x', 'y'), axis_types=(AxisType.Auto,) * 2)
+  return mesh_of((1, 1), ('x', 'y'))
 
 
 @pytest.fixture
 def explicit_mesh():
-  return jax.make_mesh((1, 1), ('x', 'y'), axis_types=(AxisType.Explicit,) * 2)
+  return mesh_of((1, 1), ('x', 'y'), 'Explicit')
 
 
 @pytest.fixture
@@ -108,11 +108,11 @@ def shardings(mesh):
   spec = PartitionSpec('embed', None)
   expected = PartitionSpec('x', None)
   named = lambda spec: NamedSharding(mesh, spec)
-  layout = Layout(major_to_minor=(0, 1))
+  layout = layout_of((0, 1))
   yield ('embed', None), expected
   yield spec, expected
   yield named(PartitionSpec('x', None)), named(PartitionSpec('y', None))
-  in_format = lambda spec: Format(layout, named(spec))
+  in_format = lambda spec: spmd.Format(layout, named(spec))
   yield (
     in_format(PartitionSpec('x', None)),
     in_format(PartitionSpec('y', None)),
@@ -150,7 +150,7 @@ def test_shard_value(mesh, explicit_mesh):
     shard = functools.partial(spmd.shard_value, x, sharding_rules=RULES)
     assert shard(('embed', None), mesh=m).sharding == expected
     assert shard(expected, mesh=None).sharding == expected
-    with jax.set_mesh(m):
+    with set_mesh(m):
       # Flax compares the abstract mesh with the concrete one and gives up on
       # the second of these.
       for out in (('embed', None), expected):
@@ -164,14 +164,12 @@ def test_shard_value_refuses(mesh):
   x = jnp.ones((2, 2))
   with pytest.raises(ValueError, match='An auto mesh context or metadata is'):
     spmd.shard_value(x, ('embed', None), RULES, None)
-  other = jax.make_mesh((1,), ('x',), axis_types=(AxisType.Auto,))
+  other = mesh_of((1,), ('x',))
   with pytest.raises(ValueError, match='over another mesh'):
     spmd.shard_value(
       x, NamedSharding(mesh, PartitionSpec('x', None)), None, other
     )
-  mixed = jax.make_mesh(
-    (1, 1), ('x', 'y'), axis_types=(AxisType.Auto, AxisType.Explicit)
-  )
+  mixed = mesh_of((1, 1), ('x', 'y'), ['Auto', 'Explicit'])
   with pytest.raises(ValueError, match='all axes as Explicit or all axes as'):
     spmd.shard_value(x, ('embed', None), RULES, mixed)
 

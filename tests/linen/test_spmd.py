@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
+from jax_names import mesh_of, set_mesh
 
 from haiku_state.core import meta
 from haiku_state.core.spmd import logical_axis_rules
@@ -38,7 +39,7 @@ mesh_axes = st.sampled_from(['x', 'y', 'z', None, ('x', 'y'), ('z',)])
 
 @pytest.fixture
 def mesh():
-  return jax.make_mesh((1, 1), ('x', 'y'), axis_types=(AxisType.Auto,) * 2)
+  return mesh_of((1, 1), ('x', 'y'))
 
 
 @pytest.fixture
@@ -158,7 +159,7 @@ def test_constraint_is_applied_where_there_is_a_mesh(mesh):
   expected = NamedSharding(mesh, PartitionSpec('x', 'y'))
   assert constrain() is x
   assert constrain(mesh=mesh).sharding == expected
-  with jax.set_mesh(mesh):
+  with set_mesh(mesh):
     assert traced_specs(constrain) == [expected.spec]
 
 
@@ -181,7 +182,7 @@ def test_box_unboxes_by_the_rules(mesh):
   assert no_mesh.unbox() is x
   no_rules = no_mesh.replace(rules=None)
   unbox = lambda box: box.unbox()
-  with jax.set_mesh(mesh):
+  with set_mesh(mesh):
     assert traced_specs(unbox, no_mesh) == [expected.spec]
     assert traced_specs(unbox, no_rules) == []
     with logical_axis_rules(RULES):

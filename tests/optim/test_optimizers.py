@@ -463,8 +463,8 @@ def test_sharded_over_devices(name):
   if len(jax.devices()) < 2:
     pytest.skip('needs two devices')
   mesh = jax.sharding.Mesh(jax.devices()[:2], ('device',))
-  sharding = jax.NamedSharding(mesh, jax.P())
-  rows = jax.NamedSharding(mesh, jax.P('device'))
+  sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('device'))
 
   def place(x):
     return jax.device_put(

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from haiku_state import _versions
 from haiku_state.core import axes_scan, meta
 from haiku_state.core._lift.autodiff import checkpoint
 from haiku_state.core._lift.packing import Pack, lifted, unzip
@@ -150,13 +151,18 @@ def _split_for_vmap(size, spmd_axis_name, in_axes, args, rng):
   )
   axes = jax.tree.leaves(axes, is_leaf=lambda x: x is None)
   is_sharded = any(
-    jax.typeof(x).sharding.spec[axis] == spmd_axis_name
+    _is_over(spmd_axis_name, x, axis)
     for x, axis in zip(jax.tree.leaves(args), axes)
     if axis is not None
   )
   if is_sharded:
-    rngs = jax.sharding.reshard(rngs, jax.P(spmd_axis_name))
+    rngs = _versions.reshard(rngs, jax.sharding.PartitionSpec(spmd_axis_name))
   return rngs
+
+
+def _is_over(mesh_axis, x, axis):
+  sharding = _versions.type_sharding(_versions.typeof(x))
+  return sharding is not None and sharding.spec[axis] == mesh_axis
 
 
 def scan(
