@@ -121,11 +121,11 @@ class BatchNorm(Module):
   @compact
   def __call__(
     self,
-    x,
+    x: Array,
     use_running_average: bool | None = None,
     *,
     mask: jax.Array | None = None,
-  ):
+  ) -> Array:
     """Normalizes, and updates the running averages in training.
 
     Args:
@@ -229,7 +229,7 @@ class LayerNorm(Module):
   force_float32_reductions: bool = True
 
   @compact
-  def __call__(self, x, *, mask: jax.Array | None = None):
+  def __call__(self, x: Array, *, mask: jax.Array | None = None) -> Array:
     """Normalizes.
 
     Args:
@@ -294,7 +294,7 @@ class RMSNorm(Module):
   force_float32_reductions: bool = True
 
   @compact
-  def __call__(self, x, *, mask: jax.Array | None = None):
+  def __call__(self, x: Array, *, mask: jax.Array | None = None) -> Array:
     """Normalizes.
 
     Args:
@@ -384,7 +384,7 @@ class GroupNorm(Module):
   force_float32_reductions: bool = True
 
   @compact
-  def __call__(self, x, *, mask: jax.Array | None = None):
+  def __call__(self, x: Array, *, mask: jax.Array | None = None) -> Array:
     """Normalizes.
 
     Args:
@@ -505,7 +505,7 @@ class InstanceNorm(Module):
   force_float32_reductions: bool = True
 
   @compact
-  def __call__(self, x, *, mask: jax.Array | None = None):
+  def __call__(self, x: Array, *, mask: jax.Array | None = None) -> Array:
     """Normalizes.
 
     Args:
@@ -581,7 +581,7 @@ class SpectralNorm(Module):
   collection_name: str = 'batch_stats'
 
   @compact
-  def __call__(self, *args, update_stats: bool, **kwargs):
+  def __call__(self, *args: Any, update_stats: bool, **kwargs: Any) -> Any:
     """Runs the layer with normalized weights.
 
     Args:
@@ -706,7 +706,7 @@ class WeightNorm(Module):
   )
 
   @compact
-  def __call__(self, *args, **kwargs):
+  def __call__(self, *args: Any, **kwargs: Any) -> Any:
     """Runs the layer with normalized weights.
 
     Args:

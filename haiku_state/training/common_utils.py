@@ -1,11 +1,13 @@
 """Small helpers for data-parallel training loops."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 
-def shard(xs):
+def shard(xs: Any) -> Any:
   """Splits the leading dimension of each array over the local devices.
 
   Args:
@@ -26,7 +28,7 @@ def shard(xs):
   return jax.tree.map(lambda x: x.reshape((devices, -1) + x.shape[1:]), xs)
 
 
-def shard_prng_key(prng_key):
+def shard_prng_key(prng_key: jax.Array) -> jax.Array:
   """Makes one key per local device, so that each draws its own numbers.
 
   Args:
@@ -38,7 +40,7 @@ def shard_prng_key(prng_key):
   return jax.random.split(prng_key, num=jax.local_device_count())
 
 
-def stack_forest(forest):
+def stack_forest(forest: Any) -> Any:
   """Turns a sequence of equal pytrees into one pytree of stacked arrays.
 
   Args:
@@ -55,7 +57,7 @@ def stack_forest(forest):
   return jax.tree.map(lambda *leaves: jnp.stack(leaves), *forest)
 
 
-def get_metrics(device_metrics):
+def get_metrics(device_metrics: Any) -> Any:
   """Takes the metrics of one device and stacks them over time.
 
   Args:
@@ -71,7 +73,9 @@ def get_metrics(device_metrics):
   return stack_forest(jax.device_get(one_device))
 
 
-def onehot(labels, num_classes, on_value=1.0, off_value=0.0):
+def onehot(
+  labels: Any, num_classes: int, on_value: Any = 1.0, off_value: Any = 0.0
+) -> jax.Array:
   """Makes one-hot vectors. In new programs use `jax.nn.one_hot`.
 
   Args:
