@@ -1,13 +1,11 @@
 """Small helpers for data-parallel training loops."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 
-def shard(xs: Any) -> Any:
+def shard(xs):
   """Splits the leading dimension of each array over the local devices.
 
   Args:
@@ -28,7 +26,7 @@ def shard(xs: Any) -> Any:
   return jax.tree.map(lambda x: x.reshape((devices, -1) + x.shape[1:]), xs)
 
 
-def shard_prng_key(prng_key: jax.Array) -> jax.Array:
+def shard_prng_key(prng_key):
   """Makes one key per local device, so that each draws its own numbers.
 
   Args:
@@ -40,7 +38,7 @@ def shard_prng_key(prng_key: jax.Array) -> jax.Array:
   return jax.random.split(prng_key, num=jax.local_device_count())
 
 
-def stack_forest(forest: Any) -> Any:
+def stack_forest(forest):
   """Turns a sequence of equal pytrees into one pytree of stacked arrays.
 
   Args:
@@ -57,7 +55,7 @@ def stack_forest(forest: Any) -> Any:
   return jax.tree.map(lambda *leaves: jnp.stack(leaves), *forest)
 
 
-def get_metrics(device_metrics: Any) -> Any:
+def get_metrics(device_metrics):
   """Takes the metrics of one device and stacks them over time.
 
   Args:
@@ -73,9 +71,7 @@ def get_metrics(device_metrics: Any) -> Any:
   return stack_forest(jax.device_get(one_device))
 
 
-def onehot(
-  labels: Any, num_classes: int, on_value: Any = 1.0, off_value: Any = 0.0
-) -> jax.Array:
+def onehot(labels, num_classes, on_value=1.0, off_value=0.0):
   """Makes one-hot vectors. In new programs use `jax.nn.one_hot`.
 
   Args:

@@ -7,17 +7,14 @@ or not). The warm-up is that of Goyal et al., https://arxiv.org/abs/1706.02677:
 over the first `warmup_length` epochs the rate grows linearly from 0.
 """
 
-from collections.abc import Callable
-from typing import Any
-
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
 
 def create_constant_learning_rate_schedule(
-  base_learning_rate: Any, steps_per_epoch: Any, warmup_length: Any = 0.0
-) -> Callable[[Any], Any]:
+  base_learning_rate, steps_per_epoch, warmup_length=0.0
+):
   """Makes a schedule that stays at the base rate.
 
   Args:
@@ -35,11 +32,8 @@ def create_constant_learning_rate_schedule(
 
 
 def create_stepped_learning_rate_schedule(
-  base_learning_rate: Any,
-  steps_per_epoch: Any,
-  lr_sched_steps: Any,
-  warmup_length: Any = 0.0,
-) -> Callable[[Any], Any]:
+  base_learning_rate, steps_per_epoch, lr_sched_steps, warmup_length=0.0
+):
   """Makes a schedule that changes by factors at given epochs.
 
   Args:
@@ -73,11 +67,8 @@ def create_stepped_learning_rate_schedule(
 
 
 def create_cosine_learning_rate_schedule(
-  base_learning_rate: Any,
-  steps_per_epoch: Any,
-  halfcos_epochs: Any,
-  warmup_length: Any = 0.0,
-) -> Callable[[Any], Any]:
+  base_learning_rate, steps_per_epoch, halfcos_epochs, warmup_length=0.0
+):
   """Makes a schedule that falls to 0 along half a cosine wave.
 
   Args:
