@@ -23,7 +23,7 @@ from haiku_state import export, serialization
 
 K = TypeVar('K')
 V = TypeVar('V')
-W = TypeVar('W')
+_W = TypeVar('_W')
 _AnyDict = TypeVar('_AnyDict', bound='FrozenDict[Any, Any] | dict[Any, Any]')
 
 
@@ -84,7 +84,7 @@ class FrozenDict(Mapping[K, V]):
   def __init__(self, entries: Iterable[tuple[K, V]], /) -> None: ...
 
   @overload
-  def __init__(self: 'FrozenDict[str, W]', **kwargs: W) -> None: ...
+  def __init__(self: 'FrozenDict[str, _W]', **kwargs: _W) -> None: ...
 
   @overload
   def __init__(self, *args: Any, **kwargs: Any) -> None: ...

@@ -311,7 +311,7 @@ class Module(ModuleBase, HaikuModule, metaclass=ModuleMeta):  # type: ignore
     self: M,
     *,
     parent: Scope | Module | _Sentinel | None = None,
-    _deep_clone: bool | weakref.WeakValueDictionary = False,
+    _deep_clone: bool | weakref.WeakValueDictionary[Any, Any] = False,
     _reset_names: bool = False,
     **updates: Any,
   ) -> M:

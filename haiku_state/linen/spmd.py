@@ -165,7 +165,7 @@ def with_logical_constraint(
   rules: LogicalRules | None = None,
   mesh: jax.sharding.Mesh | None = None,
   fallback: RulesFallback = RulesFallback.AXIS_IS_UNSHARDED,
-):
+) -> ArrayPytree:
   """Constrains the sharding of arrays, by the logical names of their axes.
 
   Without rules, or without a mesh, nothing happens.
@@ -261,7 +261,7 @@ class LogicallyPartitioned(meta.Partitioned[_A]):
   # Named again, or the dataclass would make one that fails for arrays.
   __eq__ = meta.Partitioned.__eq__
 
-  def unbox(self, apply_constraint=True) -> Any:
+  def unbox(self, apply_constraint: bool = True) -> Any:
     """Returns the array, constrained by the rules if there is a mesh.
 
     Args:

@@ -59,7 +59,7 @@ class ModuleBase:
       self: _M,
       *,
       parent: Any = None,
-      _deep_clone: bool | weakref.WeakValueDictionary = False,
+      _deep_clone: bool | weakref.WeakValueDictionary[Any, Any] = False,
       _reset_names: bool = False,
       **updates: Any,
     ) -> _M: ...

@@ -20,6 +20,9 @@ reveal_type(nn.recurrent.LSTMCell(3))  # shows: LSTMCell
 reveal_type(haiku_state.core.meta.is_axis_metadata(3))  # shows: bool
 reveal_type(haiku_state.linen.Dense(3))  # shows: Dense
 
+descent = haiku_state.optim.sgd.GradientDescent(0.1)
+reveal_type(descent)  # shows: GradientDescent
+
 frozen = freeze({'a': 1, 'b': 2})
 reveal_type(frozen)  # shows: FrozenDict[str, int]
 reveal_type(frozen['a'])  # shows: int
@@ -42,6 +45,9 @@ class Node(struct.PyTreeNode):
 reveal_type(Node(x).replace(label='x'))  # shows: Node
 
 if TYPE_CHECKING:
+  reveal_type(nn.LayerNorm()(x))  # shows: Array | Any
+  carry = nn.LSTMCell(3).initialize_carry(jax.random.key(0), (2, 3))
+  reveal_type(nn.LSTMCell(3)(carry, x)[1])  # shows: Array | Any
   frozen['c'] = 3  # error: reportIndexIssue index
   nn.initializer  # error: reportAttributeAccessIssue attr-defined
   haiku_state.linnen  # error: reportAttributeAccessIssue attr-defined
