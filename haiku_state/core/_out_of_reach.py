@@ -20,7 +20,7 @@ import jax.core
 from haiku_state import errors
 from haiku_state.core import _haiku
 from haiku_state.core._place import Place
-from haiku_state.core._store import InRun, Make
+from haiku_state.core._store import InRun, Make, New
 
 
 class OutOfReach(InRun):
@@ -67,6 +67,13 @@ class OutOfReach(InRun):
     self.made[1].setdefault(path, {})[key] = value
     write = _haiku.new_state if is_new else _haiku.write_state
     self._do_later(functools.partial(write, path, key, value))
+
+  def _frame_new(self, new: New) -> None:
+    for made, bundles in zip(self.made, new):
+      for path, bundle in bundles.items():
+        self._check_may_leave(bundle)
+        made.setdefault(path, {}).update(bundle)
+    self._do_later(functools.partial(_haiku.put_as_is, *new))
 
   def _check_may_leave(self, value: Any) -> None:
     """Raises if a value would leave the transform that made it.
