@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from haiku_state.core import _haiku
-from haiku_state.core._store import InRun, Make
+from haiku_state.core._store import InRun, Make, New
 
 
 class OutOfReach(InRun):
@@ -63,6 +63,12 @@ class OutOfReach(InRun):
     self.made[1].setdefault(path, {})[key] = value
     write = _haiku.new_state if is_new else _haiku.write_state
     self._do_later(functools.partial(write, path, key, value))
+
+  def _frame_new(self, new: New) -> None:
+    for made, bundles in zip(self.made, new):
+      for path, bundle in bundles.items():
+        made.setdefault(path, {}).update(bundle)
+    self._do_later(functools.partial(_haiku.put_as_is, *new))
 
   def _initial(self, make: Make) -> Any:
     # Outside of the transform, so that no value has to leave it.
