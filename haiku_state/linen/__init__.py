@@ -1,5 +1,8 @@
 """Modules, layers and lifted transforms, with the names of Flax linen."""
 
+import importlib as _importlib
+from typing import TYPE_CHECKING
+
 from haiku_state.core import meta as meta
 from haiku_state.core.axes_scan import broadcast as broadcast
 from haiku_state.core.filters import DenyList as DenyList
@@ -29,7 +32,6 @@ from haiku_state.linen import kw_only_dataclasses as kw_only_dataclasses
 from haiku_state.linen import linear as linear
 from haiku_state.linen import module as module
 from haiku_state.linen import normalization as normalization
-from haiku_state.linen import partitioning as partitioning
 from haiku_state.linen import pooling as pooling
 from haiku_state.linen import recurrent as recurrent
 from haiku_state.linen import spmd as spmd
@@ -164,3 +166,17 @@ from haiku_state.linen.transforms import value_and_grad as value_and_grad
 from haiku_state.linen.transforms import vjp as vjp
 from haiku_state.linen.transforms import vmap as vmap
 from haiku_state.linen.transforms import while_loop as while_loop
+
+if TYPE_CHECKING:
+  from haiku_state.linen import partitioning as partitioning
+else:
+
+  def __getattr__(name: str):
+    # Few programs use it, and it takes time to import.
+    if name == 'partitioning':
+      return _importlib.import_module('haiku_state.linen.partitioning')
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+
+
+def __dir__():
+  return sorted({*globals(), 'partitioning'})
