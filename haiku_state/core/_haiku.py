@@ -634,11 +634,25 @@ def _raise_missing(shape: Any, dtype: Any) -> Any:
 
 
 def current_path() -> str | None:
-  """Returns the Haiku name that is current, None outside of any transform."""
+  """Returns the Haiku name that is current, None outside of any transform.
+
+  Raises:
+    ValueError: a module of Haiku's has not called the constructor above yet.
+  """
   try:
     return hk.current_name()
   except ValueError:
+    if _is_in_transform():
+      raise
     return None
+
+
+def _is_in_transform() -> bool:
+  try:
+    hk.running_init()
+  except ValueError:
+    return False
+  return True
 
 
 def at(path: str, fn: Callable[..., Any], *args: Any) -> Any:

@@ -17,7 +17,7 @@ import haiku as hk
 import jax
 import jax.core
 
-from haiku_state.core import _haiku, tracers
+from haiku_state.core import _haiku, _haiku_words, tracers
 from haiku_state.core._out_of_reach import OutOfReach
 from haiku_state.core._place import Place
 from haiku_state.core._store import AtRest, InHaiku, InRun, Store
@@ -221,6 +221,7 @@ def execute(
       e.run.owner = None
     for e in hidden:
       stores[e.run] = e.frame
+  _check_made_anew(entered, state)
   # All of them, or none: each may find a mistake.
   rests = [
     e.leave(own_params, own_state)
@@ -231,6 +232,27 @@ def execute(
   for e, rest in zip(entered, rests):
     e.run.resting = rest
   return out
+
+
+def _check_made_anew(entered: list[_Entered], state: _haiku.Bundles) -> None:
+  """Raises if a module of Haiku's of the run around has made its state anew.
+
+  The run of a lifted transform has what lies below the modules that it is given.
+  What another module asks for there would be made, and be another value.
+
+  Raises:
+    ValueError: one has.
+  """
+  given = {path for e in entered for path in e.frame.given[1]}
+  new = [
+    path
+    for path, bundle in state.items()
+    if bundle
+    and path not in given
+    and not any(_haiku.is_below(path, e.path) for e in entered)
+  ]
+  if new:
+    _haiku_words.check_not_around(new)
 
 
 def _shares(

@@ -748,7 +748,14 @@ class InHaiku:
         _haiku.write_state(path, key, value)
 
   def merge(self, place: Place, col: str, tree: Any, only: Any) -> None:
-    """Puts a tree of variables below a place: see `InRun.merge`."""
+    """Puts a tree of variables below a place: see `InRun.merge`.
+
+    Raises:
+      ValueError: some lie outside of the module: no later call would know.
+    """
+    outside = next(filter(_haiku.is_outside, tree), None)
+    if outside is not None:
+      raise _haiku_words.forced_in_lifted(place.path, outside)
     there = self.level(place, col)
     new: New = {}, {}
     self._merge_level(place, place.path, there, col, tree, only, new)

@@ -34,6 +34,7 @@ from haiku_state.core.filters import group_collections as group_collections
 from haiku_state.core.filters import in_filter as in_filter
 from haiku_state.core.filters import intersect_filters as intersect_filters
 from haiku_state.core.filters import is_filter_empty as is_filter_empty
+from haiku_state.core.filters import named_in
 from haiku_state.core.filters import subtract_filters as subtract_filters
 from haiku_state.core.filters import union_filters as union_filters
 from haiku_state.core.frozen_dict import FrozenDict, freeze, unfreeze
@@ -422,15 +423,27 @@ class Scope:
       for name, rng in self._streams.items()
     }
 
-  def streams_to_lift(self) -> dict[str, LazyRng]:
+  def streams_to_lift(
+    self, filters: Sequence[PRNGSequenceFilter]
+  ) -> dict[str, LazyRng]:
     """Returns the key streams that a lifted transform takes inside.
 
-    Keys that come from Haiku become one stream, from which all others fall
-    back.
+    Keys that come from Haiku become a stream for each name in the filters, and
+    one for `params`, from which all others fall back.
+
+    Args:
+      filters: the groups of streams that are wanted.
     """
-    if self._run.has_haiku_rng():
-      return {'params': LazyRng.create(self._run.haiku_rng())}
-    return self.rngs
+    if not self._run.has_haiku_rng():
+      return self.rngs
+    names = dict.fromkeys(
+      ['params', *(n for f in filters for n in named_in(f))]
+    )
+    return {
+      name: LazyRng.create(self._run.haiku_rng())
+      for name in names
+      if any(in_filter(f, name) for f in filters)
+    }
 
   def has_rng(self, name: str) -> bool:
     """Returns whether there is a key stream of this name."""

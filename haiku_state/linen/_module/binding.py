@@ -301,6 +301,8 @@ def usable(module: ModuleBase) -> ModuleBase | None:
   if is_haikus(module):
     bind_in_haiku(module)
     return None if module.scope is None else module
+  if '_id' not in vars(module):
+    raise errors.IncorrectPostInitOverrideError()
   return _inside(module) if called_by_haiku() else None
 
 
