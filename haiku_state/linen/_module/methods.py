@@ -26,6 +26,7 @@ from haiku_state.linen._module.context import (
   named_call_enabled,
   run_interceptors,
 )
+from haiku_state.linen._module.fields import detached
 from haiku_state.linen._module.haiku_names import enter_haiku
 from haiku_state.linen._module.parts import as_part, haiku_method, is_method
 from haiku_state.linen._module.state import SetupState
@@ -216,7 +217,8 @@ def _call_with_info(self: ModuleBase, name: str, entered, args, kwargs) -> Any:
     CallInfo(
       index,
       self.path,
-      self.clone(),
+      # Detached, or Haiku would name it: a second call would take the name twice.
+      self.clone(parent=detached),
       self.scope.rngs,
       self.scope.mutable,
       name,
