@@ -58,13 +58,14 @@ class Leaks(Exception):
   def text_in_haiku(self, col: str, path: str) -> str:
     """Says the same in a run of somebody's `hk.transform`."""
     around, lifted, in_haiku = self.around
-    use = _or((*in_haiku, *lifted)) or 'a transform that knows of Haiku'
+    use = _or((*in_haiku, *lifted, 'another transform that knows of the frame'))
     what = self.name if col == 'params' else f'{col}:{self.name}'
     return (
       f'Module "{path}" makes or sets "{what}" inside of {around}, which the'
-      f' value would leave: Haiku would keep a tracer. Use {use} in its place,'
-      ' or call the module once before, or make it inside of a function that'
-      ' hk.transform transforms, and lift that by hk.lift.'
+      f' value would leave: Haiku would keep a tracer. Use {use} (hk.vmap,'
+      ' hk.scan, hk.grad, hk.remat, hk.cond, ...) in its place, or call the module'
+      ' once before, or make the module inside of a function that hk.transform'
+      ' transforms, and lift that by hk.lift.'
     )
 
 

@@ -66,7 +66,7 @@ class ModuleMeta(type(hk.Module), _TakesKeywords):
       return signature
     return shown_signature(cls, signature)
 
-  def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+  def __call__(cls, /, *args: Any, **kwargs: Any) -> Any:
     # Haiku's would insist on a transform; ours are bound when they are used.
     return type.__call__(cls, *args, **kwargs)
 
