@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.core
 import jax.experimental.layout
+import jax.numpy as jnp
 import jax.sharding
 import jax.tree_util
 from jax.extend import linear_util
@@ -63,6 +64,7 @@ else:  # Dead from Python 3.11 on.
 
 if sys.version_info >= (3, 11):
   HAS_NOTES = True
+  RAISE_TAKES_TRACEBACK = True
   IS_PATH_SAFE = bool(sys.flags.safe_path)
 
   def add_note(error: BaseException, note: str) -> None:
@@ -71,6 +73,8 @@ if sys.version_info >= (3, 11):
 
 else:  # Dead from Python 3.11 on.
   HAS_NOTES = False
+  # A bare `raise` goes on with the traceback that was there when it began.
+  RAISE_TAKES_TRACEBACK = False
   IS_PATH_SAFE = False  # There is no such flag yet.
 
   def add_note(error: BaseException, note: str) -> None:
@@ -294,6 +298,26 @@ else:  # Dead from jax 0.5 on.
     return '/'.join(map(text, path))
 
 
+# --- Sums over devices --------------------------------------------------------
+
+if _JAX >= (0, 9):
+  psum_all = _jax.lax.psum
+else:  # Dead from jax 0.9 on.
+
+  def psum_all(
+    xs: Any, axis_name: Any, *, axis_index_groups: Any = None
+  ) -> Any:
+    """Returns the sums over a mapped axis, each by an operation of its own.
+
+    The gradient of one operation for all fails on an assertion of JAX if some
+    of the arrays are constants for it.
+    """
+    return [
+      jax.lax.psum(x, axis_name, axis_index_groups=axis_index_groups)
+      for x in xs
+    ]
+
+
 # --- Meshes and layouts ------------------------------------------------------
 
 if _JAX >= (0, 7):
@@ -378,6 +402,41 @@ else:  # Dead from jax 0.6.2 on.
 
     def __init__(self, layout: Any = None, sharding: Any = None):
       raise too_old('A layout beside a sharding', '0.6.2')
+
+
+# --- optax --------------------------------------------------------------------
+
+
+def scale_by_rms(centered: bool, decay: Any, eps: Any) -> Any:
+  """Returns the scaling by the root of the average square, plus `eps`.
+
+  Args:
+    centered: whether the squared average is subtracted from that square.
+    decay: of the averages.
+    eps: what is added to the root.
+  """
+  import optax  # With the optimizers, not with the package.
+
+  scale: Any = optax.scale_by_stddev if centered else optax.scale_by_rms
+  if _numbers(optax.__version__) >= (0, 2, 4):
+    return scale(decay, eps, eps_in_sqrt=False)
+  # Dead from optax 0.2.4 on: there `eps` was always below the root.
+  average = scale(decay, eps)
+
+  def update(updates, state, params=None):
+    del params
+    _, state = average.update(updates, state)
+    mean = state.mu if centered else jax.tree.map(jnp.zeros_like, state.nu)
+    scaled = jax.tree.map(
+      lambda g, m, n: g / (jnp.sqrt(n - m * m) + eps), updates, mean, state.nu
+    )
+    return scaled, state
+
+  return optax.GradientTransformation(average.init, update)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+  return tuple(int(n) for n in version.split('.')[:3] if n.isdigit())
 
 
 # --- Programs in files, and numbers ------------------------------------------

@@ -3,12 +3,24 @@
 A test of what an old jax has not is skipped there.
 """
 
+import sys
+
 import jax
 import jax.experimental.layout
 import numpy as np
 import pytest
 
 JAX = jax.__version_info__
+
+
+needs_notes = pytest.mark.skipif(
+  sys.version_info < (3, 11), reason='notes of errors need Python 3.11'
+)
+
+
+def told(error):
+  """Returns what a traceback shows of an error: its text, and its notes."""
+  return '\n'.join([str(error), *getattr(error, '__notes__', ())])
 
 
 def needs_jax(*version):
