@@ -435,6 +435,46 @@ def scale_by_rms(centered: bool, decay: Any, eps: Any) -> Any:
   return optax.GradientTransformation(average.init, update)
 
 
+def scale_by_belief(b1: Any, b2: Any, eps: Any, eps_root: Any) -> Any:
+  """Returns AdaBelief's scaling.
+
+  Args:
+    b1: the decay of the averages.
+    b2: the decay of the averages of squares.
+    eps: what is added to the root.
+    eps_root: what is added to the squares.
+  """
+  import optax  # With the optimizers, not with the package.
+
+  belief: Any = optax.scale_by_belief
+  if _numbers(optax.__version__) >= (0, 2, 4):
+    return belief(b1, b2, eps=eps, eps_root=eps_root)
+  # Dead from optax 0.2.4 on: there an update was compared with the average
+  # before it, not with the one that has it.
+  init = belief().init
+
+  def update(updates, state, params=None):
+    del params
+    count = state.count + 1
+    mu = jax.tree.map(lambda m, g: (1 - b1) * g + b1 * m, state.mu, updates)
+    nu = jax.tree.map(
+      lambda n, g, m: (1 - b2) * (g - m) ** 2 + b2 * n + eps_root,
+      state.nu,
+      updates,
+      mu,
+    )
+
+    def scaled(m, n):
+      m = m / (1 - b1**count).astype(m.dtype)
+      n = n / (1 - b2**count).astype(n.dtype)
+      return m / (jnp.sqrt(n) + eps)
+
+    state = state._replace(count=count, mu=mu, nu=nu)
+    return jax.tree.map(scaled, mu, nu), state
+
+  return optax.GradientTransformation(init, update)
+
+
 def _numbers(version: str) -> tuple[int, ...]:
   return tuple(int(n) for n in version.split('.')[:3] if n.isdigit())
 
