@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.core
 import jax.experimental.layout
+import jax.numpy as jnp
 import jax.sharding
 import jax.tree_util
 from jax.extend import linear_util
@@ -64,6 +65,7 @@ else:  # Dead from Python 3.11 on.
 
 if sys.version_info >= (3, 11):
   HAS_NOTES = True
+  RAISE_TAKES_TRACEBACK = True
   IS_PATH_SAFE = bool(sys.flags.safe_path)
 
   def add_note(error: BaseException, note: str) -> None:
@@ -76,6 +78,8 @@ if sys.version_info >= (3, 11):
 
 else:  # Dead from Python 3.11 on.
   HAS_NOTES = False
+  # A bare `raise` goes on with the traceback that was there when it began.
+  RAISE_TAKES_TRACEBACK = False
   IS_PATH_SAFE = False  # There is no such flag yet.
 
   def qualified_name(code: Any) -> str:
@@ -344,6 +348,26 @@ else:  # Dead from jax 0.5 on.
     return '/'.join(map(text, path))
 
 
+# --- Sums over devices --------------------------------------------------------
+
+if _JAX >= (0, 9):
+  psum_all = _jax.lax.psum
+else:  # Dead from jax 0.9 on.
+
+  def psum_all(
+    xs: Any, axis_name: Any, *, axis_index_groups: Any = None
+  ) -> Any:
+    """Returns the sums over a mapped axis, each by an operation of its own.
+
+    The gradient of one operation for all fails on an assertion of JAX if some
+    of the arrays are constants for it.
+    """
+    return [
+      jax.lax.psum(x, axis_name, axis_index_groups=axis_index_groups)
+      for x in xs
+    ]
+
+
 # --- Meshes and layouts ------------------------------------------------------
 
 if _JAX >= (0, 7):
@@ -428,6 +452,81 @@ else:  # Dead from jax 0.6.2 on.
 
     def __init__(self, layout: Any = None, sharding: Any = None):
       raise too_old('A layout beside a sharding', '0.6.2')
+
+
+# --- optax --------------------------------------------------------------------
+
+
+def scale_by_rms(centered: bool, decay: Any, eps: Any) -> Any:
+  """Returns the scaling by the root of the average square, plus `eps`.
+
+  Args:
+    centered: whether the squared average is subtracted from that square.
+    decay: of the averages.
+    eps: what is added to the root.
+  """
+  import optax  # With the optimizers, not with the package.
+
+  scale: Any = optax.scale_by_stddev if centered else optax.scale_by_rms
+  if _numbers(optax.__version__) >= (0, 2, 4):
+    return scale(decay, eps, eps_in_sqrt=False)
+  # Dead from optax 0.2.4 on: there `eps` was always below the root.
+  average = scale(decay, eps)
+
+  def update(updates, state, params=None):
+    del params
+    _, state = average.update(updates, state)
+    mean = state.mu if centered else jax.tree.map(jnp.zeros_like, state.nu)
+    scaled = jax.tree.map(
+      lambda g, m, n: g / (jnp.sqrt(n - m * m) + eps), updates, mean, state.nu
+    )
+    return scaled, state
+
+  return optax.GradientTransformation(average.init, update)
+
+
+def scale_by_belief(b1: Any, b2: Any, eps: Any, eps_root: Any) -> Any:
+  """Returns AdaBelief's scaling.
+
+  Args:
+    b1: the decay of the averages.
+    b2: the decay of the averages of squares.
+    eps: what is added to the root.
+    eps_root: what is added to the squares.
+  """
+  import optax  # With the optimizers, not with the package.
+
+  belief: Any = optax.scale_by_belief
+  if _numbers(optax.__version__) >= (0, 2, 4):
+    return belief(b1, b2, eps=eps, eps_root=eps_root)
+  # Dead from optax 0.2.4 on: there an update was compared with the average
+  # before it, not with the one that has it.
+  init = belief().init
+
+  def update(updates, state, params=None):
+    del params
+    count = state.count + 1
+    mu = jax.tree.map(lambda m, g: (1 - b1) * g + b1 * m, state.mu, updates)
+    nu = jax.tree.map(
+      lambda n, g, m: (1 - b2) * (g - m) ** 2 + b2 * n + eps_root,
+      state.nu,
+      updates,
+      mu,
+    )
+
+    def scaled(m, n):
+      m = m / (1 - b1**count).astype(m.dtype)
+      n = n / (1 - b2**count).astype(n.dtype)
+      return m / (jnp.sqrt(n) + eps)
+
+    state = state._replace(count=count, mu=mu, nu=nu)
+    return jax.tree.map(scaled, mu, nu), state
+
+  return optax.GradientTransformation(init, update)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+  return tuple(int(n) for n in version.split('.')[:3] if n.isdigit())
 
 
 # --- Programs in files, and numbers ------------------------------------------

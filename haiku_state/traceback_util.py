@@ -111,6 +111,8 @@ def api_boundary(fun: _F) -> _F:
     except Exception as error:
       if not _below_a_boundary(inspect.currentframe()):
         _filter(error)
+        if not _versions.RAISE_TAKES_TRACEBACK:
+          raise error  # With one frame of ours, this one.
       raise
 
   return cast(_F, reraise_with_filtered_traceback)

@@ -3,18 +3,53 @@
 A test of what an old jax has not is skipped there.
 """
 
+import sys
+
 import jax
 import jax.experimental.layout
 import numpy as np
+import optax
 import pytest
 
 JAX = jax.__version_info__
+
+
+needs_notes = pytest.mark.skipif(
+  sys.version_info < (3, 11), reason='notes of errors need Python 3.11'
+)
+
+
+def told(error):
+  """Returns what a traceback shows of an error: its text, and its notes."""
+  return '\n'.join([str(error), *getattr(error, '__notes__', ())])
 
 
 def needs_jax(*version):
   """Returns the mark of tests that need a version of jax."""
   text = '.'.join(map(str, version))
   return pytest.mark.skipif(JAX < version, reason=f'needs jax {text}')
+
+
+def needs_optax(version):
+  """Returns the mark of tests that need a version of optax."""
+  numbers = lambda text: tuple(int(n) for n in text.split('.')[:3])
+  return pytest.mark.skipif(
+    numbers(optax.__version__) < numbers(version),
+    reason=f'needs optax {version}',
+  )
+
+
+# Before, the tests cannot have JAX compile a program as it is written.
+as_written = needs_jax(0, 5)
+
+
+def enable_x64(value=True):
+  """Is `jax.enable_x64`, wherever it stands."""
+  if JAX >= (0, 9):
+    return jax.enable_x64(value)
+  from jax.experimental import enable_x64 as experimental
+
+  return experimental(value)
 
 
 def mesh_of(shape, names, kinds='Auto'):

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 
+import haiku
 import pytest
 
 import haiku_state
@@ -291,6 +292,8 @@ def test_nothing_private_and_no_flax(name):
 
 
 def test_extras_are_not_needed_to_import_the_package():
+  if haiku.__version__ == '0.0.12':
+    pytest.skip('this Haiku itself imports Flax')
   names = ['haiku_state.' + n for n in ORDER if n not in ('haiku_state',)]
   names = [n for n in names if not n.endswith('__main__')]
   extras = sorted(

@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar
 import jax
 import jax.numpy as jnp
 import pytest
+from jax_names import needs_jax
 
 from haiku_state import serialization, struct
 
@@ -45,6 +46,7 @@ class TestBothForms:
     ]
     assert [jax.tree_util.keystr(p) for p in paths] == ['.x', ".y['a']"]
 
+  @needs_jax(0, 4, 36)
   def test_an_error_of_jax_names_the_field(self, cls):
     with pytest.raises(TypeError, match=r'\.x'):
       jax.jit(lambda node: node.y)(cls('text', 1.0))

@@ -7,6 +7,7 @@ import traceback
 import jax
 import jax.numpy as jnp
 import pytest
+from jax_names import needs_notes
 
 from haiku_state import traceback_util
 
@@ -121,6 +122,7 @@ def test_remove_frames_keeps_the_whole_as_the_cause(machinery, mode):
   assert 'inner' in names and 'call' in names
 
 
+@needs_notes
 def test_quiet_remove_frames_says_so_once(machinery, mode):
   mode('quiet_remove_frames')
   notes = error_of(machinery).__notes__

@@ -830,7 +830,8 @@ class _LateDtype:
   def __eq__(self, other: Any) -> bool:
     return self.dtype == other
 
-  __hash__ = None  # type: ignore[assignment]
+  def __hash__(self) -> int:
+    return hash(self.dtype)
 
   def __repr__(self) -> str:
     return repr(self.dtype)

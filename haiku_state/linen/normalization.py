@@ -980,7 +980,9 @@ def _masked_mapped_means(
     x.sum(axes, where=mask, dtype=jnp.promote_types(x.dtype, jnp.float32))
     for x in xs
   ]
-  *sums, count = lax.psum((*sums, count), axis_name, axis_index_groups=groups)
+  *sums, count = _versions.psum_all(
+    (*sums, count), axis_name, axis_index_groups=groups
+  )
   count = jnp.maximum(count, 1)
   return tuple(
     (total / count).astype(canonicalize_dtype(x)) for total, x in zip(sums, xs)

@@ -302,13 +302,19 @@ def _leaf_value(x: Any) -> Any:
   if _is_array_with_value(x):
     value = np.asarray(x)
     return type(x), value.shape, str(value.dtype), value.tobytes()
+  if isinstance(x, Tracer) or not _has_hash(x):
+    # The definition keeps it alive, so nothing else has this number while the
+    # two are compared.
+    return type(x), id(x)
+  return type(x), x
+
+
+def _has_hash(x: Any) -> bool:
   try:
     hash(x)
   except TypeError:
-    # A tracer, or an object of the user's. The definition keeps it alive, so
-    # nothing else has this number while the two are compared.
-    return type(x), id(x)
-  return type(x), x
+    return False
+  return True
 
 
 def _is_array_with_value(x: Any) -> bool:

@@ -4,7 +4,7 @@ from typing import Any
 
 import optax
 
-from haiku_state import struct
+from haiku_state import _versions, struct
 from haiku_state.optim._optax import OptaxOptimizerDef, decayed_weights
 
 __all__ = ['AdaBelief']
@@ -72,13 +72,9 @@ class AdaBelief(OptaxOptimizerDef):
     )
 
   def transformation(self, hyper_params):
+    hps = hyper_params
     return optax.chain(
-      optax.scale_by_belief(
-        hyper_params.beta1,
-        hyper_params.beta2,
-        eps=hyper_params.eps,
-        eps_root=hyper_params.eps,
-      ),
-      decayed_weights(hyper_params.weight_decay),
-      optax.scale_by_learning_rate(hyper_params.learning_rate),
+      _versions.scale_by_belief(hps.beta1, hps.beta2, hps.eps, hps.eps),
+      decayed_weights(hps.weight_decay),
+      optax.scale_by_learning_rate(hps.learning_rate),
     )

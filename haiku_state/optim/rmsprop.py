@@ -4,7 +4,7 @@ from typing import Any
 
 import optax
 
-from haiku_state import struct
+from haiku_state import _versions, struct
 from haiku_state.optim._optax import OptaxOptimizerDef
 
 __all__ = ['RMSProp']
@@ -73,10 +73,8 @@ class RMSProp(OptaxOptimizerDef):
     return values
 
   def transformation(self, hyper_params):
-    scale = (
-      optax.scale_by_stddev if hyper_params.centered else optax.scale_by_rms
-    )
+    hps = hyper_params
     return optax.chain(
-      scale(hyper_params.beta2, hyper_params.eps, eps_in_sqrt=False),
-      optax.scale_by_learning_rate(hyper_params.learning_rate),
+      _versions.scale_by_rms(hps.centered, hps.beta2, hps.eps),
+      optax.scale_by_learning_rate(hps.learning_rate),
     )

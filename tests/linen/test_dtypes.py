@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax_names import enable_x64
 from layers_compare import quick_compilation as quick_compilation
 
 from haiku_state.linen import activation, dtypes, initializers, linear
@@ -52,7 +53,7 @@ def outcome(f, *args, **kwargs):
 @pytest.mark.parametrize('x64', [False, True])
 @pytest.mark.parametrize('inexact', [True, False])
 def test_dtypes_are_those_of_flax(inexact, x64, flax_dtypes):
-  with jax.enable_x64(x64):
+  with enable_x64(x64):
     for names in PAIRS:
       args = [ARGUMENTS[name] for name in names]
       if names == ('none', 'none'):
@@ -82,7 +83,7 @@ def test_given_dtype_is_obeyed_as_in_flax(dtype, inexact, flax_dtypes):
 @pytest.mark.filterwarnings('ignore:Explicitly requested dtype')
 def test_wide_arrays_are_narrowed_outside_x64(flax_dtypes):
   """An array can outlive the setting under which it was made."""
-  with jax.enable_x64(True):
+  with enable_x64(True):
     wide = jnp.ones(2, 'float64')
   for args in [(wide,), (wide, wide), (wide, jnp.ones(2))]:
     assert outcome(dtypes.promote_dtype, *args) == outcome(

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import layers_table
 import pytest
+from jax_names import enable_x64
 from layers_compare import (
   as_dict,
   assert_close,
@@ -120,7 +121,7 @@ def test_lowered_transform_is_that_of_flax(row, transform, flax_nn):
 
 @over_dtypes
 def test_lowered_forward_is_that_of_flax_in_each_dtype(row, dtype, flax_nn):
-  with jax.enable_x64(dtype == 'float64'):
+  with enable_x64(dtype == 'float64'):
     args = row.args(dtype)
 
     def variables(namespace):

@@ -4,6 +4,7 @@ import inspect
 
 import jax
 import pytest
+from jax_names import told
 from module_compare import KEY, Programs, X, assert_same_as_flax, attempt
 
 import haiku_state
@@ -175,7 +176,7 @@ def test_conflict_of_metaclasses_says_what_to_write(tmp_path):
   )
   with pytest.raises(TypeError, match='metaclass conflict') as e:
     run_path(program)
-  assert 'class Registry(type(nn.Module))' in e.value.__notes__[0]
+  assert 'class Registry(type(nn.Module))' in told(e.value)
 
 
 def test_names_of_the_package_are_listed():

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax_names import needs_notes, told
 from layers_compare import as_dict, assert_same_leaves, lowered_text
 from layers_compare import quick_compilation as quick_compilation
 
@@ -402,7 +403,7 @@ def test_unbound_name_is_explained(axis_name):
   variables = Model().init(KEY, X, False)
   with pytest.raises(NameError, match='unbound axis name') as caught:
     Model().apply(variables, X, False, mutable=STATS)
-  note = '\n'.join(caught.value.__notes__)
+  note = told(caught.value)
   for words in (
     'BatchNorm "/bn"',
     f'axis_name={axis_name!r}',
@@ -413,6 +414,7 @@ def test_unbound_name_is_explained(axis_name):
   Model().apply(variables, X, True)
 
 
+@needs_notes
 def test_unbound_name_keeps_the_text_of_jax():
   def message(f):
     with pytest.raises(NameError) as caught:
@@ -430,7 +432,7 @@ def test_the_advice_on_an_unbound_name_works():
   layer = nn.BatchNorm(False, axis_name='batch')
   with pytest.raises(NameError) as caught:
     layer.apply(start(), X, mutable=STATS)
-  lines = '\n'.join(caught.value.__notes__).splitlines()
+  lines = told(caught.value).splitlines()
   line = next(line for line in lines if line.startswith('  jax.vmap'))
 
   def step(variables, x):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
-from jax_names import mesh_of, set_mesh
+from jax_names import mesh_of, needs_jax, set_mesh
 
 from haiku_state.core import meta
 from haiku_state.core.spmd import logical_axis_rules
@@ -151,6 +151,7 @@ def test_fallback_raises():
     )
 
 
+@needs_jax(0, 5)
 def test_constraint_is_applied_where_there_is_a_mesh(mesh):
   x = jnp.ones((2, 2))
   constrain = lambda **kw: spmd.with_logical_constraint(
@@ -171,6 +172,7 @@ def test_constraint_on_a_tree(constraints):
   assert specs == [PartitionSpec('x'), PartitionSpec('x', 'y'), None]
 
 
+@needs_jax(0, 5)
 def test_box_unboxes_by_the_rules(mesh):
   x = jnp.ones((2, 2))
   box = LogicallyPartitioned(x, ('batch', 'embed'), mesh, RULES)

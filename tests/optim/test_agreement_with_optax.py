@@ -3,11 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import optimizer_table
 import pytest
 
 from haiku_state import optim
+
+optax = pytest.importorskip('optax', minversion='0.2.4')
 
 LR = 0.05
 

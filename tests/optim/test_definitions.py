@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax_names import needs_optax
 
 from haiku_state import optim, serialization, struct
 from haiku_state.core.frozen_dict import FrozenDict
@@ -123,6 +124,7 @@ def test_targets(name, definition):
     np.testing.assert_allclose(leaf, 0.5, rtol=1e-4)
 
 
+@needs_optax('0.2.4')
 @pytest.mark.parametrize(
   'definition, stays',
   [

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax_names import needs_optax
 
 from haiku_state import optim, serialization, traverse_util
 from haiku_state.core.frozen_dict import freeze
@@ -188,6 +189,7 @@ def test_same_definitions_made_anew():
   assert make() != optim.MultiOptimizer((kernels, optim.Adam(0.1)))
 
 
+@needs_optax('0.2.4')
 def test_like_optax_partition():
   """Under another name: the leaves that nobody selects are set to zero."""
   labels = {

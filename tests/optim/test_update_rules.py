@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optimizer_table
 import pytest
+from jax_names import as_written, enable_x64
 from optimizer_table import ROWS
 
 from haiku_state import optim
@@ -108,7 +109,7 @@ def test_float32(name, jit):
 @pytest.mark.parametrize('name', ROWS)
 def test_float64_with_overrides(name):
   row, steps = ROWS[name], STEPS[True]
-  with jax.enable_x64(True):
+  with enable_x64(True):
     optimizer = run_optimizer(
       row, steps, jnp.float64, jit=True, with_overrides=True
     )
@@ -149,6 +150,7 @@ def test_half_precision(name, dtype):
 
 
 @pytest.mark.parametrize('name', [n for n, row in ROWS.items() if row.exact])
+@as_written
 def test_exact(name):
   """Not compiled, so that no multiplication is fused with an addition."""
   row = ROWS[name]

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optimizer_table
 import pytest
+from jax_names import enable_x64
 from optimizer_table import ROWS
 
 from haiku_state import optim, serialization
@@ -57,7 +58,7 @@ def test_formula(inner, wn_eps, wn_decay, leaf):
 
   row = ROWS[inner]
   definition = optim.WeightNorm(row.make(), wn_decay, wn_eps)
-  with jax.enable_x64(True):
+  with enable_x64(True):
     optimizer = definition.create(jnp.asarray(pick(optimizer_table.params())))
     step_fn = jax.jit(lambda o, g: o.apply_gradient(g))
     for step in range(50):

@@ -10,6 +10,7 @@ import subprocess
 import sys
 
 import pytest
+from jax_names import told
 
 import haiku_state
 from haiku_state.configurations import config
@@ -101,7 +102,7 @@ def test_name_that_python_itself_misses_has_advice(tmp_path):
   script = write(tmp_path, 's.py', 'from flax.struct import datclass\n')
   with pytest.raises(ImportError) as e:
     run(script)
-  assert 'haiku_state.struct.dataclass' in e.value.__notes__[0]
+  assert 'haiku_state.struct.dataclass' in told(e.value)
 
 
 @pytest.mark.parametrize('as_module', [False, True])
@@ -317,9 +318,9 @@ def test_choice_is_told_where_it_may_matter(tmp_path, program, frozen):
   path = write(tmp_path, 'a.py', BEGIN + program)
   with pytest.raises(Exception) as e:
     run(path, frozen=frozen)
-  told = '\n'.join(getattr(e.value, '__notes__', []))
+  text = told(e.value)
   words = FAILING_OF[program] if frozen is None else None  # The user knows.
-  assert words in told if words else 'init and apply' not in told
+  assert words in text if words else 'init and apply' not in text
 
 
 def test_choice_is_told_of_a_block(tmp_path):

@@ -13,6 +13,7 @@ import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax_names import told
 
 from haiku_state import errors, serialization, struct
 from haiku_state.configurations import config
@@ -349,14 +350,14 @@ def test_a_damaged_file_is_named(tmp_path):
   pathlib.Path(path).write_bytes(data[:-1])
   with pytest.raises(ValueError) as error:
     checkpoints.restore_checkpoint(tmp_path, None)
-  assert path in error.value.__notes__[0]
+  assert path in told(error.value)
 
 
 def test_another_structure_is_named(tmp_path):
   path = checkpoints.save_checkpoint(tmp_path, _state(2), 2)
   with pytest.raises(ValueError, match='do not match') as error:
     checkpoints.restore_checkpoint(tmp_path, {'other': np.ones(3)})
-  assert path in error.value.__notes__[0]
+  assert path in told(error.value)
 
 
 # Asynchronous saves
@@ -762,7 +763,7 @@ def test_an_array_comes_back_or_nothing_is_saved(name, a_format, tmp_path):
   try:
     checkpoints.save_checkpoint(tmp_path, {'a': array}, 1)
   except ValueError as e:
-    assert a_format == 'orbax' and 'msgpack file holds' in e.__notes__[-1]
+    assert a_format == 'orbax' and 'msgpack file holds' in told(e)
     assert checkpoints.available_steps(tmp_path) == []
     return
   for target in (None, {'a': array}):
