@@ -229,7 +229,7 @@ def test_with_partitioning(mesh):
   assert isinstance(box, Partitioned)
   assert (box.names, box.mesh) == ((None, 'x'), mesh)
   assert (box.value.shape, box.value.dtype) == ((2, 3), jnp.bfloat16)
-  assert wrapped.__doc__ == 'It makes ones.'
+  assert wrapped.__doc__ == 'Makes ones.'
 
 
 def test_get_partition_spec_and_sharding(mesh):
