@@ -18,17 +18,17 @@ from haiku_state import traverse_util as traverse_util
 from haiku_state import typing as typing
 from haiku_state.configurations import config as config
 
-if TYPE_CHECKING:
-  from haiku_state import optim as optim
-
 __version__ = '0.1.0'
 
+if TYPE_CHECKING:
+  from haiku_state import optim as optim
+else:
 
-def __getattr__(name: str):
-  # It brings optax, a quarter of what the import would take beyond jax.
-  if name == 'optim':
-    return _importlib.import_module('haiku_state.optim')
-  raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+  def __getattr__(name: str):
+    # It brings optax, a quarter of what the import would take beyond jax.
+    if name == 'optim':
+      return _importlib.import_module('haiku_state.optim')
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
 
 def __dir__():

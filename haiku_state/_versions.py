@@ -11,6 +11,7 @@ What a version of jax cannot do at all raises `too_old`.
 from __future__ import annotations
 
 import contextlib
+import gc
 import sys
 import warnings
 import weakref
@@ -71,11 +72,19 @@ if sys.version_info >= (3, 11):
     """Adds a note to an error, which tracebacks show."""
     error.add_note(note)
 
+  def qualified_name(code: Any) -> str:
+    """Returns the name of a function, behind those of what it is defined in."""
+    return code.co_qualname
+
 else:  # Dead from Python 3.11 on.
   HAS_NOTES = False
   # A bare `raise` goes on with the traceback that was there when it began.
   RAISE_TAKES_TRACEBACK = False
   IS_PATH_SAFE = False  # There is no such flag yet.
+
+  def qualified_name(code: Any) -> str:
+    """Returns the name of a function alone: the rest is not known yet."""
+    return code.co_name
 
   def add_note(error: BaseException, note: str) -> None:
     """Adds a note to an error, in its message if that is a text.
@@ -184,6 +193,31 @@ if _JAX >= (0, 4, 36):
     trace = _traces.find_top_trace(())
     return lambda: _set_current_trace(trace)
 
+  def traces_inside(is_outside: Callable[[], bool]) -> list[Any]:
+    """Returns the traces here, from the innermost to the last that is inside.
+
+    Args:
+      is_outside: whether the current trace is one that is not.
+    """
+    inside = []
+    trace: Any = _traces.find_top_trace(())
+    while trace is not None:
+      with _set_current_trace(trace):
+        if is_outside():
+          break
+      inside.append(trace)
+      trace = getattr(trace, 'parent_trace', None)
+    return inside
+
+  def is_traced_by(tracer: Any, trace: Any) -> bool:
+    """Returns whether a tracer belongs to a trace."""
+    # Public JAX does not tell. Python does: it is what the tracer refers to.
+    return any(x is trace for x in gc.get_referents(tracer))
+
+  def trace_name(trace: Any) -> str:
+    """Returns the name of the type of a trace."""
+    return type(trace).__name__
+
 else:  # Dead from jax 0.4.36 on.
   # There a thread has a stack of traces. What it computes belongs to the one
   # that its inputs belong to, and without any to the "dynamic" one, the
@@ -209,6 +243,22 @@ else:  # Dead from jax 0.4.36 on.
       )
 
     __hash__ = None  # type: ignore[assignment]
+
+  def traces_inside(is_outside: Callable[[], bool]) -> list[Any]:
+    """Returns the innermost trace, and the innermost that records."""
+    if is_outside():
+      return []
+    traces = _trace_state().trace_stack
+    both = (traces.stack[-1], traces.dynamic)
+    return [x for x in dict.fromkeys(both) if x.level > 0]
+
+  def is_traced_by(tracer: Any, trace: Any) -> bool:
+    """Returns whether a tracer belongs to a trace."""
+    return tracer._trace.main is trace
+
+  def trace_name(trace: Any) -> str:
+    """Returns the name of the type of a trace."""
+    return trace.trace_type.__name__
 
   def _trace_state() -> Any:
     return _core.thread_local_state.trace_state

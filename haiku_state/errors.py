@@ -381,11 +381,14 @@ class ImmutableVariableError(FlaxError):
 
 
 class JaxTransformError(FlaxError):
-  """A JAX transform was put around a module that is in a run.
+  """A variable would keep a value that a JAX transform traces.
 
-  `jax.jit`, `jax.grad`, `jax.vmap` and the like want pure functions, and a
-  bound module changes the variables and the keys of its run. Use the lifted
-  transform of the same name, or the JAX one around `init` and `apply`.
+  A module may be used inside of `jax.grad`, `jax.vmap`, `jax.jit` and the like,
+  where its variables are constants. But what is traced there must not be kept
+  when the transform is over: a parameter that is first made inside of `jax.jit`,
+  or a variable that is set to what was computed inside of `jax.vmap`. Use the
+  lifted transform of the same name, which hands variables out; or call the
+  module once before; or put the JAX one around `init` and `apply`.
 
   Example:
     >>> import jax, jax.numpy as jnp
@@ -393,7 +396,7 @@ class JaxTransformError(FlaxError):
     >>> class Model(nn.Module):
     ...   @nn.compact
     ...   def __call__(self, x):
-    ...     # jax.jit(nn.Dense(2))(x)  would leak the parameters' tracers.
+    ...     # dense = nn.Dense(2); jax.jit(lambda x: dense(x))(x)  would leak.
     ...     return nn.jit(nn.Dense)(2)(x)
     >>> y, _ = Model().init_with_output(jax.random.key(0), jnp.ones((1, 3)))
     >>> y.shape

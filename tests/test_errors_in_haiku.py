@@ -121,6 +121,10 @@ def parameter_of_an_unbound_module():
   nn.Dense(3).param('w', nn.initializers.ones, ())
 
 
+def variable_of_an_unbound_module():
+  nn.Dense(3).variable('c', 'w')
+
+
 def haiku_s_parameters_in_linen_s_apply():
   params = hk.transform(lambda x: hk.Linear(3)(x)).init(KEY, X)
   nn.Dense(3).apply(params, X)
@@ -194,6 +198,7 @@ ROWS = [
   ),
   (parameter_outside_of_a_method, ValueError, ['setup()', '@compact']),
   (parameter_of_an_unbound_module, ValueError, ['unbound']),
+  (variable_of_an_unbound_module, ValueError, ['unbound']),
   (
     haiku_s_parameters_in_linen_s_apply,
     errors.ScopeCollectionNotFound,

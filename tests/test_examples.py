@@ -68,3 +68,10 @@ def test_sequence(run_short):
   assert np.mean(losses[-5:]) < 0.5 * losses[0]
   # Better than to answer with the mean always.
   assert np.mean((answers - sums) ** 2) < 0.95 * np.var(sums)
+
+
+def test_autoencoder(run_short):
+  pytest.importorskip('sklearn')
+  params, losses = run_short('autoencoder.py')
+  assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
+  assert set(params) == {'read', 'mean', 'log_var', 'unfold', 'write'}

@@ -25,7 +25,7 @@ LAYERS = {
   'below the scope': """
     core._haiku core._haiku_words core._initializers core.filters core.tracers
     core.keys core.meta core.partial_eval core.spmd core._fingerprint
-    core._shapes core._initial core.axes_scan core._place core._store
+    core._shapes core._initial core.axes_scan core._jax_around core._place core._store
     core._out_of_reach core._run""",
   'scope': 'core.scope core.variables',
   'lift': """
@@ -38,7 +38,7 @@ LAYERS = {
     linen._module.submodules linen._module.haiku_names linen._module.binding
     linen._module.threads linen._module.parts linen._module.methods linen._module.metaclass
     linen._module.calls linen._module.repr linen._module.arguments
-    linen._module.sharing linen.module""",
+    linen._module.sharing linen._module.checked linen.module""",
   'transforms': 'linen._module.lifting linen.transforms',
   'layers': """
     linen.dtypes linen.initializers linen.activation linen.batch_apply
@@ -84,7 +84,10 @@ LAZY = {
 
 # Types of files above, which only type checkers import: files in the wrong
 # order, or two concepts in one class.
-FOR_TYPES = {('typing', 'core.frozen_dict')}
+FOR_TYPES = {
+  ('typing', 'core.frozen_dict'),
+  ('optim._definition', 'optim.base'),
+}
 
 # All that a package which stands apart may use of ours.
 APART = {
@@ -111,6 +114,7 @@ KNOWS_HAIKU = {
   'linen.module',
   'linen._module.binding',
   'linen._module.haiku_names',
+  'linen._module.checked',
   'linen._module.metaclass',
   'linen._module.parts',
 }

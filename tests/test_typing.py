@@ -96,7 +96,9 @@ def test_signature_is_flaxs(flax_typing, name):
 def test_imports_nothing_of_core():
   # At the top level, that is: `core` imports this file.
   lines = inspect.getsource(typing).splitlines()
-  assert not [line for line in lines if line.startswith('from haiku_state')]
+  assert not [
+    line for line in lines if line.startswith('from haiku_state.core')
+  ]
   with pytest.raises(AttributeError, match='no attribute .Nothing.'):
     _ = typing.Nothing
 

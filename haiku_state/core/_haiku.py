@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import inspect
 import os
 import re
 import sys
@@ -633,11 +634,25 @@ def _raise_missing(shape: Any, dtype: Any) -> Any:
 
 
 def current_path() -> str | None:
-  """Returns the Haiku name that is current, None outside of any transform."""
+  """Returns the Haiku name that is current, None outside of any transform.
+
+  Raises:
+    ValueError: a module of Haiku's has not called the constructor above yet.
+  """
   try:
     return hk.current_name()
   except ValueError:
+    if _is_in_transform():
+      raise
     return None
+
+
+def _is_in_transform() -> bool:
+  try:
+    hk.running_init()
+  except ValueError:
+    return False
+  return True
 
 
 def at(path: str, fn: Callable[..., Any], *args: Any) -> Any:
@@ -866,6 +881,50 @@ def write_state(path: str, key: str, value: Any) -> None:
     at(path, hk.set_state, key, value)
 
 
+def is_initializing() -> bool:
+  """Returns whether parameters may be added to the frame."""
+  return hk.running_init()
+
+
+def put_as_is(params: Bundles, state: Bundles) -> None:
+  """Puts values into the frame of an `init`, unseen by anybody's functions.
+
+  Custom creators and setters are for what is made and set in a run. What a run
+  begins with, and what an inner run has made, they have seen, or never will: to
+  ask them again would change the values, or show them another shape.
+
+  Args:
+    params: parameters; None stands for none.
+    state: state, the first value and the current one.
+  """
+  params = {
+    path: {key: x for key, x in bundle.items() if x is not None}
+    for path, bundle in params.items()
+  }
+  if not any(params.values()) and not any(state.values()):
+    return
+  made: list[Any] = []
+
+  def take(next_f: Any, args: Any, kwargs: Any, context: Any) -> Any:
+    made.append(context.module)
+    return next_f(*args, **kwargs)
+
+  was = hk_experimental.module_auto_repr(False)
+  try:
+    with hk.intercept_methods(take):
+      # What Haiku lifts goes into the frame as it is.
+      _, updater = hk.lift_with_state(
+        lambda: (params, state), name=_RUN_NAME, allow_reuse=True
+      )
+  finally:
+    hk_experimental.module_auto_repr(was)
+  updater.ignore_update()
+  lifting = made[-1]
+  lifting.prefix_name = ''  # The names are whole ones.
+  # It is no module of the user's: no interceptor is told of the call.
+  inspect.unwrap(type(lifting).__call__)(lifting)
+
+
 def shape_of(value: Any) -> tuple[int, ...]:
   """Returns the shape of an array; () for what has none."""
   shape = getattr(value, 'shape', ())
@@ -1068,10 +1127,7 @@ def run_init(
 
   def whole() -> None:
     nonlocal out, last_state
-    for path, bundle in params.items():
-      at(path, _put_params, bundle)
-    for path, bundle in state.items():
-      at(path, _put_state, bundle)
+    put_as_is(params, state)
     of_param: Any = functools.partial(noting_creator, is_param=True)
     of_state: Any = functools.partial(noting_creator, is_param=False)
     with (
@@ -1093,17 +1149,6 @@ def _noted(context: Any) -> tuple[str, str, bool]:
   is_ours = type(getattr(context.module, 'module_name', None)) is not str
   by_haiku = not is_ours and _here.path != path
   return path, context.full_name[len(path) + 1 :], by_haiku
-
-
-def _put_params(bundle: Mapping[str, Any]) -> None:
-  for key, value in bundle.items():
-    if value is not None:
-      _get_any(key, (), None, lambda shape, dtype, v=value: v)
-
-
-def _put_state(bundle: Mapping[str, Any]) -> None:
-  for key, value in bundle.items():
-    hk.set_state(key, value)
 
 
 def apart(rng: Any, fn: Callable[[], Any]) -> Any:

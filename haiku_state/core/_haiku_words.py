@@ -136,6 +136,44 @@ def fixed_state(path: str, key: str, was_there: bool) -> Exception:
   )
 
 
+def forced_in_lifted(path: str, name: str) -> Exception:
+  """Returns the error of a name that was forced inside of a lifted transform.
+
+  Args:
+    path: the Haiku name of the module that is lifted.
+    name: the name that lies outside of it, marked.
+  """
+  module = name[len(_haiku.OUTSIDE) :]
+  return ValueError(
+    f'Haiku\'s module "{module}", whose name is forced or which was made'
+    f' elsewhere, is used in a lifted transform of "{path}", which would not find'
+    ' its parameters in `apply`. Use it outside of the lifted transform, or make'
+    ' it there without `hk.force_name`.'
+  )
+
+
+def check_not_around(paths: list[str]) -> None:
+  """Raises if the run that is current has state of these modules already.
+
+  Args:
+    paths: the Haiku names of modules that made state in a run inside of it.
+
+  Raises:
+    ValueError: it has.
+  """
+  if _haiku.current_path() is None:
+    return
+  around = hk.get_current_state()
+  for path in paths:
+    if around.get(path):
+      raise ValueError(
+        f'Haiku\'s module "{path}" belongs to the run around a lifted transform,'
+        ' in which it was used: its state cannot be reached there, and would be'
+        ' made anew. Pass what it returns to the lifted function, or make the'
+        ' module inside of that.'
+      )
+
+
 def hint_at_conversion(tree: Any) -> str | None:
   """Says what to do with variables that look like parameters of Haiku's.
 
@@ -157,17 +195,10 @@ def hint_at_conversion(tree: Any) -> str | None:
   )
 
 
-def wrong_trace(path: str, what: str) -> Exception:
+def wrong_trace(message: str) -> Exception:
   """Returns the error of a value that would leave a transform of JAX.
 
   Args:
-    path: the Haiku name of the module.
-    what: what it makes or sets.
+    message: which value, and which transform.
   """
-  return _error(
-    WrongTrace,
-    f'Module "{path}" makes or sets {what} inside of a transform of JAX, which'
-    ' the value would leave: Haiku would keep a tracer. Use hk.vmap, hk.scan,'
-    ' hk.grad, hk.remat, hk.cond, ... in its place, or make the module inside of'
-    ' a function that hk.transform transforms, and lift that by hk.lift.',
-  )
+  return _error(WrongTrace, message)

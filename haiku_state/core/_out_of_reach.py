@@ -14,13 +14,8 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import jax
-import jax.core
-
-from haiku_state import errors
 from haiku_state.core import _haiku
-from haiku_state.core._place import Place
-from haiku_state.core._store import InRun, Make
+from haiku_state.core._store import InRun, Make, New
 
 
 class OutOfReach(InRun):
@@ -36,6 +31,9 @@ class OutOfReach(InRun):
     vars(self).update(vars(run))
     self.later = ()  # What is to be done to the frame is not done here.
     self._do_later = run.later.append
+
+  def _is_outside(self) -> bool:
+    return self.trace.is_current()
 
   def _at(self, path: str, fn: Callable[..., Any], *args: Any) -> Any:
     return fn(*args)
@@ -53,7 +51,6 @@ class OutOfReach(InRun):
     raise ValueError
 
   def _frame_param(self, path: str, key: str, value: Any, again: Make) -> Any:
-    self._check_may_leave(value)
     bundle = self.made[0].setdefault(path, {})
     # Of two threads that make it at once, the first one does.
     made = bundle.setdefault(key, value)
@@ -63,25 +60,17 @@ class OutOfReach(InRun):
     return made
 
   def _frame_state(self, path: str, key: str, value: Any, is_new: bool) -> None:
-    self._check_may_leave(value)
     self.made[1].setdefault(path, {})[key] = value
     write = _haiku.new_state if is_new else _haiku.write_state
     self._do_later(functools.partial(write, path, key, value))
 
-  def _check_may_leave(self, value: Any) -> None:
-    """Raises if a value would leave the transform that made it.
+  def _frame_new(self, new: New) -> None:
+    for made, bundles in zip(self.made, new):
+      for path, bundle in bundles.items():
+        made.setdefault(path, {}).update(bundle)
+    self._do_later(functools.partial(_haiku.put_as_is, *new))
 
-    Raises:
-      JaxTransformError: it would.
-    """
-    if self.trace.is_current():
-      return
-    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(value)):
-      raise errors.JaxTransformError()
-
-  def param(
-    self, place: Place, name: str, init_fn, args, kwargs, make: Make
-  ) -> Any:
+  def _initial(self, make: Make) -> Any:
     # Outside of the transform, so that no value has to leave it.
     with self.trace.entered():
-      return super().param(place, name, init_fn, args, kwargs, make)
+      return super()._initial(make)

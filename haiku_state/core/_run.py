@@ -17,7 +17,7 @@ import haiku as hk
 import jax
 import jax.core
 
-from haiku_state.core import _haiku, tracers
+from haiku_state.core import _haiku, _haiku_words, tracers
 from haiku_state.core._out_of_reach import OutOfReach
 from haiku_state.core._place import Place
 from haiku_state.core._store import AtRest, InHaiku, InRun, Store
@@ -142,22 +142,6 @@ class Run:
     trace = self.store.trace or tracers.Trace()
     return trace.is_recorded()
 
-  def check_trace(self, level: Any) -> None:
-    """Raises if a JAX transformation has come between a scope and its use.
-
-    Haiku's own transforms (`hk.scan`, `hk.remat`, ...) may: they carry the
-    frame along. At rest there is no frame to leave: each call of a bound
-    module is a run of its own, on whatever level.
-
-    Raises:
-      JaxTransformError: a transformation of JAX, which knows nothing of the
-        frame, was entered.
-    """
-    if tracers.current_trace() == level or type(self.store) is not InRun:
-      return
-    if not _haiku.frame_is_current():
-      tracers.check_trace_level(level)
-
   def execute(self, root: Root, body: Callable[[], Any]) -> Any:
     """Calls `body` where the variables can be used, in this thread.
 
@@ -237,6 +221,7 @@ def execute(
       e.run.owner = None
     for e in hidden:
       stores[e.run] = e.frame
+  _check_made_anew(entered, state)
   # All of them, or none: each may find a mistake.
   rests = [
     e.leave(own_params, own_state)
@@ -247,6 +232,27 @@ def execute(
   for e, rest in zip(entered, rests):
     e.run.resting = rest
   return out
+
+
+def _check_made_anew(entered: list[_Entered], state: _haiku.Bundles) -> None:
+  """Raises if a module of Haiku's of the run around has made its state anew.
+
+  The run of a lifted transform has what lies below the modules that it is given.
+  What another module asks for there would be made, and be another value.
+
+  Raises:
+    ValueError: one has.
+  """
+  given = {path for e in entered for path in e.frame.given[1]}
+  new = [
+    path
+    for path, bundle in state.items()
+    if bundle
+    and path not in given
+    and not any(_haiku.is_below(path, e.path) for e in entered)
+  ]
+  if new:
+    _haiku_words.check_not_around(new)
 
 
 def _shares(

@@ -25,6 +25,7 @@ import numpy as np
 
 from haiku_state import errors
 from haiku_state.core import _haiku, _haiku_words, tracers
+from haiku_state.core._jax_around import check_stays
 from haiku_state.core._place import Place
 from haiku_state.core._shapes import expected as expected_shapes
 from haiku_state.core._shapes import trace as trace_shapes
@@ -32,6 +33,8 @@ from haiku_state.core.frozen_dict import FrozenDict
 
 # Parameters by Haiku's name of the module and their key in its bundle.
 Touched = set[tuple[str, str]]
+# Values that are new to a frame: parameters and state.
+New = tuple[_haiku.Bundles, _haiku.Bundles]
 # Makes the initial value of a parameter, or raises if none may be made.
 Make = Callable[[], Any]
 
@@ -92,7 +95,17 @@ class _Tree:
     if levels is None:
       levels = self._levels.setdefault(col, {})
     found = levels.get(place.path)
-    return self._find(place, col, levels) if found is None else found
+    if found is not None:
+      return found
+    above = None if place.above is None else levels.get(place.above.path)
+    if above is None:
+      return self._find(place, col, levels)
+    found = above.get(place.name, _NOTHING)
+    if not isinstance(found, _MAPPINGS):
+      return _NOTHING
+    if found is not _NOTHING:
+      levels[place.path] = found
+    return found
 
   def _find(self, place: Place, col: str, levels: dict[str, Any]) -> Any:
     """Returns a level, found from the nearest one above that is known."""
@@ -287,6 +300,13 @@ class InRun(_Tree):
   def _at(self, path: str, fn: Callable[..., Any], *args: Any) -> Any:
     return _haiku.at(path, fn, *args)
 
+  def _is_outside(self) -> bool:
+    """Returns whether no transform of JAX is between the frame and here.
+
+    Haiku's own (`hk.scan`, `hk.remat`, ...) may be: they carry the frame along.
+    """
+    return self.trace.is_current() or _haiku.frame_is_current()
+
   def _frame_param(self, path: str, key: str, value: Any, again: Make) -> Any:
     """Adds a parameter; returns it as those who ask for it will get it."""
     made = _haiku.new_param(path, key, value, again)
@@ -296,6 +316,13 @@ class InRun(_Tree):
   def _frame_state(self, path: str, key: str, value: Any, is_new: bool) -> None:
     self.made[1].setdefault(path, {})[key] = value
     (_haiku.new_state if is_new else _haiku.write_state)(path, key, value)
+
+  def _frame_new(self, new: New) -> None:
+    """Adds what an inner run has made: those who look at it have seen it."""
+    for made, bundles in zip(self.made, new):
+      for path, bundle in bundles.items():
+        made.setdefault(path, {}).update(bundle)
+    _haiku.put_as_is(*new)
 
   def _frame_read(self, path: str, col: str, name: str, leaf: Any) -> Any:
     """Returns the value of a leaf, or raises `Missing`."""
@@ -437,7 +464,7 @@ class InRun(_Tree):
 
   def put(self, place: Place, col: str, name: str, value: Any) -> None:
     level = self.new_level(place, col)
-    self._put(place.path, level, col, name, value, None)
+    self._put(place.path, level, col, name, value, None, None)
 
   def merge(
     self, place: Place, col: str, tree: Any, only: Touched | None
@@ -453,17 +480,24 @@ class InRun(_Tree):
         being written, which Haiku does not do.
     """
     level = self.new_level(place, col)
-    self._put_level(place.path, level, col, tree, only)
+    # Where parameters may be added, Haiku initializes.
+    new = None if self.has_fixed_params else ({}, {})
+    self._put_level(place.path, level, col, tree, only, new)
+    if new:
+      self._frame_new(new)
 
-  def _put_level(self, path, level, col, tree, only) -> None:
+  def _put_level(self, path, level, col, tree, only, new: New | None) -> None:
     def put_here():
       for name, value in tree.items():
-        self._put(path, level, col, name, value, only)
+        self._put(path, level, col, name, value, only, new)
 
     if tree:
       self._at(path, put_here)
 
-  def _put(self, path: str, level: dict, col: str, name: str, value, only):
+  def _put(
+    self, path: str, level: dict, col: str, name: str, value, only, new
+  ) -> None:
+    """Puts a value; what is new is left to the caller who passes `new`."""
     leaf = level.get(name)
     if isinstance(value, _MAPPINGS):
       if leaf is not None and not isinstance(leaf, dict):
@@ -472,7 +506,7 @@ class InRun(_Tree):
         kind = _haiku.FrozenNode if isinstance(value, FrozenDict) else dict
         leaf = level[name] = kind()
       below = _haiku.path_below(path, name)
-      self._put_level(below, leaf, col, value, only)
+      self._put_level(below, leaf, col, value, only, new)
       return
     if only is not None and leaf is not None:
       if (path, _haiku.escape_key(name)) not in only:
@@ -480,19 +514,27 @@ class InRun(_Tree):
     if isinstance(leaf, dict):
       self._drop_level(_haiku.path_below(path, name), col, leaf)
       leaf = None
-    self._put_leaf(path, level, col, name, value, leaf)
+    self._put_leaf(path, level, col, name, value, leaf, new)
 
-  def _put_leaf(self, path, level, col, name, value, leaf) -> None:
+  def _put_leaf(self, path, level, col, name, value, leaf, new) -> None:
+    check_stays(name, value, self._is_outside)
     key = _haiku.state_key(col, name)
     was_dropped = (path, key) in self.dropped  # Haiku still has its value.
     self.dropped.discard((path, key))
     if leaf is None and col == 'params' and value is not None:
       param_key = _haiku.escape_key(name)
       if (path, param_key) not in self.dropped:
-        self._frame_param(path, param_key, value, lambda: value)
+        if new:
+          new[0].setdefault(path, {})[param_key] = value
+        else:
+          self._frame_param(path, param_key, value, lambda: value)
         level[name] = True
         return
-    self._frame_state(path, key, value, leaf is None and not was_dropped)
+    is_new = leaf is None and not was_dropped
+    if is_new and new:
+      new[1].setdefault(path, {})[key] = value
+    else:
+      self._frame_state(path, key, value, is_new)
     if col == 'params':
       level[name] = _IN_STATE
     else:
@@ -526,6 +568,7 @@ class InRun(_Tree):
 
     Raises:
       WrongShape: it has another shape than its initializer makes.
+      Leaks: the initial value would leave the transform of JAX around.
     """
     leaf = self.level(place, 'params').get(name)
     if leaf is None:
@@ -548,8 +591,13 @@ class InRun(_Tree):
   # Haiku checks the shape of a parameter that it is asked for.
   _frame_array = staticmethod(_haiku.read_param)
 
+  def _initial(self, make: Make) -> Any:
+    """Returns the initial value of a parameter."""
+    return make()
+
   def _new_param(self, place: Place, name: str, make: Make) -> Any:
-    value = make()
+    value = self._initial(make)
+    check_stays(name, value, self._is_outside)
     level = self.new_level(place, 'params')
     path, key = place.path, _haiku.escape_key(name)
     if (
@@ -558,7 +606,7 @@ class InRun(_Tree):
     ):
       level[name] = True
       return self._frame_param(path, key, value, make)
-    self._put(path, level, 'params', name, value, None)
+    self._put(path, level, 'params', name, value, None, None)
     return value
 
   # --- The end of the run ---
@@ -684,7 +732,7 @@ class InHaiku:
       for key, x in value.items():
         self._put(place, below, col, key, x)
       return
-    _check_stays(path, f'{col}:{name}', value)
+    check_stays(name, value, _haiku.frame_is_current)
     if col == 'params':
       if self.has(place, col, name):
         raise CannotChange(name)
@@ -700,26 +748,40 @@ class InHaiku:
         _haiku.write_state(path, key, value)
 
   def merge(self, place: Place, col: str, tree: Any, only: Any) -> None:
-    """Puts a tree of variables below a place: see `InRun.merge`."""
-    there = self.level(place, col)
-    self._merge_level(place, place.path, there, col, tree, only)
+    """Puts a tree of variables below a place: see `InRun.merge`.
 
-  def _merge_level(self, place, path, there, col, tree, only) -> None:
+    Raises:
+      ValueError: some lie outside of the module: no later call would know.
+    """
+    outside = next(filter(_haiku.is_outside, tree), None)
+    if outside is not None:
+      raise _haiku_words.forced_in_lifted(place.path, outside)
+    there = self.level(place, col)
+    new: New = {}, {}
+    self._merge_level(place, place.path, there, col, tree, only, new)
+    _haiku.put_as_is(*new)
+
+  def _merge_level(self, place, path, there, col, tree, only, new: New) -> None:
     for name, value in tree.items():
       if isinstance(value, _MAPPINGS):
         below = _haiku.path_below(path, name)
         known = there.get(name, _NOTHING)
-        self._merge_level(place, below, known, col, value, only)
+        self._merge_level(place, below, known, col, value, only, new)
+      elif name not in there and value is not None and _haiku.is_initializing():
+        self._add(path, col, name, value, new)
       elif (
         only is None
         or name not in there
-        or (
-          path,
-          _haiku.escape_key(name),
-        )
-        in only
+        or (path, _haiku.escape_key(name)) in only
       ):
         self._put(place, path, col, name, value)
+
+  def _add(self, path: str, col: str, name: str, value, new: New) -> None:
+    check_stays(name, value, _haiku.frame_is_current)
+    is_param = col == 'params'
+    key = _haiku.escape_key(name) if is_param else _haiku.state_key(col, name)
+    params, state = new
+    (params if is_param else state).setdefault(path, {})[key] = value
 
   def names_outside(self, root: Place) -> Iterator[tuple[str, str]]:
     del root  # What is outside of it is the user's, not the module's.
@@ -742,7 +804,7 @@ class InHaiku:
 
     def init(shape, dtype):
       value = make()
-      _check_stays(place.path, name, value)
+      check_stays(name, value, _haiku.frame_is_current)
       return _haiku.fit(value, want.shapes[0], want.dtype, shape, dtype, key)
 
     return _haiku.get_or_make_param(
@@ -764,12 +826,6 @@ class InHaiku:
 
   def variables(self, place: Place) -> dict[str, Any]:
     return _haiku.frame_variables(place.path)
-
-
-def _check_stays(path: str, name: str, value: Any) -> None:
-  """Raises if a value would leave a transform of JAX that Haiku does not know."""
-  if isinstance(value, jax.core.Tracer) and not _haiku.frame_is_current():
-    raise _haiku_words.wrong_trace(path, f'"{name}"')
 
 
 Store = AtRest | InRun | InHaiku

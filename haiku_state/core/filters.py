@@ -63,6 +63,17 @@ def in_filter(filter_like: Filter, col: str) -> bool:
   raise errors.InvalidFilterError(filter_like)
 
 
+def named_in(filter_like: Filter) -> tuple[str, ...]:
+  """Returns the names that a filter mentions, whether it matches them or not."""
+  if isinstance(filter_like, bool):
+    return ()
+  if isinstance(filter_like, str):
+    return (filter_like,)
+  if isinstance(filter_like, DenyList):
+    return named_in(filter_like.deny)
+  return tuple(sorted(filter_like))
+
+
 def is_filter_empty(filter_like: Filter) -> bool:
   """Returns whether `filter_like` matches no name at all."""
   if isinstance(filter_like, str):

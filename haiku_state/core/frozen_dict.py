@@ -6,9 +6,16 @@ no operation but construction, `unfreeze` and pickling copies the levels below.
 """
 
 import collections.abc
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import (
+  Hashable,
+  Iterable,
+  Iterator,
+  KeysView,
+  Mapping,
+  ValuesView,
+)
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import jax
 
@@ -16,6 +23,8 @@ from haiku_state import export, serialization
 
 K = TypeVar('K')
 V = TypeVar('V')
+_W = TypeVar('_W')
+_AnyDict = TypeVar('_AnyDict', bound='FrozenDict[Any, Any] | dict[Any, Any]')
 
 
 class FrozenKeysView(collections.abc.KeysView):
@@ -63,28 +72,49 @@ class FrozenDict(Mapping[K, V]):
   _dict: dict[Any, Any]
   _hash: int | None
 
-  def __init__(self, *args, __unsafe_skip_copy__=False, **kwargs):
+  @overload
+  def __init__(self) -> None: ...
+
+  @overload
+  def __init__(
+    self, entries: Mapping[K, V], /, *, __unsafe_skip_copy__: bool = False
+  ) -> None: ...
+
+  @overload
+  def __init__(self, entries: Iterable[tuple[K, V]], /) -> None: ...
+
+  @overload
+  def __init__(self: 'FrozenDict[str, _W]', **kwargs: _W) -> None: ...
+
+  @overload
+  def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+
+  def __init__(
+    self, *args: Any, __unsafe_skip_copy__: Any = False, **kwargs: Any
+  ):
     entries = dict(*args, **kwargs)
     self._dict = entries if __unsafe_skip_copy__ else _thawed_copy(entries)
     self._hash = None
 
-  def __getitem__(self, key):
+  def __getitem__(self, key: K) -> V:
     value = self._dict[key]
     return _wrap(FrozenDict, value) if isinstance(value, dict) else value
 
-  def __setitem__(self, key, value):
-    raise ValueError('FrozenDict is immutable.')
+  if not TYPE_CHECKING:  # They are to report that there is none.
 
-  def __contains__(self, key):
+    def __setitem__(self, key, value):
+      raise ValueError('FrozenDict is immutable.')
+
+  def __contains__(self, key: object) -> bool:
     return key in self._dict
 
-  def __iter__(self):
+  def __iter__(self) -> Iterator[K]:
     return iter(self._dict)
 
-  def __len__(self):
+  def __len__(self) -> int:
     return len(self._dict)
 
-  def __eq__(self, other):
+  def __eq__(self, other: object) -> bool:
     if isinstance(other, FrozenDict):
       return self._dict == other._dict
     if isinstance(other, dict):
@@ -93,26 +123,38 @@ class FrozenDict(Mapping[K, V]):
       return self._dict == dict(other.items())
     return NotImplemented
 
-  def __hash__(self):
+  def __hash__(self) -> int:
     if self._hash is None:
       self._hash = hash(frozenset(self.items()))
     return self._hash
 
-  def __repr__(self):
+  def __repr__(self) -> str:
     return self.pretty_repr()
 
-  def __reduce__(self):
+  def __reduce__(self) -> tuple[Any, ...]:
     return type(self), (self.unfreeze(),)
 
-  def get(self, key, default=None):
+  def __treescope_repr__(self, path: str | None, subtree_renderer: Any) -> Any:
+    # Treescope calls it, so it is there.
+    from treescope import repr_lib
+
+    return repr_lib.render_dictionary_wrapper(
+      object_type=type(self),
+      wrapped_dict=self._dict,
+      path=path,
+      subtree_renderer=subtree_renderer,
+      roundtrippable=True,
+    )
+
+  def get(self, key: K, default: Any = None) -> Any:
     """Returns the value of a key, or a default if there is none."""
     return self[key] if key in self._dict else default
 
-  def keys(self):
+  def keys(self) -> KeysView[K]:
     """Returns a view of the keys."""
     return FrozenKeysView(self)
 
-  def values(self):
+  def values(self) -> ValuesView[V]:
     """Returns a view of the values, dicts among them as FrozenDicts."""
     return FrozenValuesView(self)
 
@@ -167,7 +209,7 @@ class FrozenDict(Mapping[K, V]):
     """Returns a nested dict of its own with the same entries."""
     return unfreeze(self)
 
-  def pretty_repr(self, num_spaces=4):
+  def pretty_repr(self, num_spaces: int = 4) -> str:
     """Returns the entries as text, a line each, nested ones indented.
 
     Args:
@@ -191,7 +233,9 @@ class FrozenDict(Mapping[K, V]):
     return tuple(map(self._dict.__getitem__, keys)), keys
 
   @classmethod
-  def tree_unflatten(cls, keys, values):
+  def tree_unflatten(
+    cls, keys: Any, values: Iterable[Any]
+  ) -> 'FrozenDict[Any, Any]':
     """Makes a FrozenDict of the keys and children of a flattened one."""
     # JAX has just made the dicts among the children, so none is copied.
     return _wrap(cls, dict(zip(keys, values)))
@@ -224,7 +268,7 @@ def _pretty(x, num_spaces):
   return '{' + margin + '\n'.join(lines).replace('\n', margin) + '\n}'
 
 
-def freeze(xs: Mapping[Any, Any]) -> FrozenDict[Any, Any]:
+def freeze(xs: Mapping[K, V]) -> FrozenDict[K, V]:
   """Returns a FrozenDict with the entries of a nested dict.
 
   Args:
@@ -241,7 +285,7 @@ def freeze(xs: Mapping[Any, Any]) -> FrozenDict[Any, Any]:
   return FrozenDict(xs)
 
 
-def unfreeze(x: FrozenDict | dict[str, Any]) -> dict[Any, Any]:
+def unfreeze(x: FrozenDict[Any, Any] | dict[Any, Any]) -> dict[Any, Any]:
   """Returns a nested dict with the entries of a FrozenDict.
 
   Args:
@@ -266,9 +310,9 @@ def unfreeze(x: FrozenDict | dict[str, Any]) -> dict[Any, Any]:
 
 
 def copy(
-  x: FrozenDict | dict[str, Any],
-  add_or_replace: FrozenDict[str, Any] | dict[str, Any] = FrozenDict({}),
-) -> FrozenDict | dict[str, Any]:
+  x: _AnyDict,
+  add_or_replace: FrozenDict[Any, Any] | dict[Any, Any] = FrozenDict({}),
+) -> _AnyDict:
   """Returns a dict or FrozenDict with further or replaced entries.
 
   Args:
@@ -287,15 +331,13 @@ def copy(
     {'a': 1, 'b': 3}
   """
   if isinstance(x, FrozenDict):
-    return x.copy(add_or_replace)
+    return x.copy(add_or_replace)  # type: ignore[return-value]
   new = _copy_of_dict(x)
   new.update(add_or_replace)
   return new
 
 
-def pop(
-  x: FrozenDict | dict[str, Any], key: str
-) -> tuple[FrozenDict | dict[str, Any], Any]:
+def pop(x: _AnyDict, key: Hashable) -> tuple[_AnyDict, Any]:
   """Returns a dict or FrozenDict without a key, and the key's value.
 
   Args:
@@ -315,7 +357,7 @@ def pop(
     ({'batch_stats': 2}, 1)
   """
   if isinstance(x, FrozenDict):
-    return x.pop(key)
+    return x.pop(key)  # type: ignore[return-value]
   new = _copy_of_dict(x)
   value = new.pop(key)
   return new, value

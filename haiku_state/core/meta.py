@@ -271,7 +271,7 @@ class Partitioned(struct.PyTreeNode, AxisMetadata[_A]):
       return NotImplemented
     return _field_values(self) == _field_values(other)
 
-  def unbox(self, apply_constraint=True) -> _A:  # type: ignore[override]
+  def unbox(self, apply_constraint: bool = True) -> _A:  # type: ignore[override]
     """Returns the array, constrained to its names if there is a mesh.
 
     Args:
@@ -358,10 +358,10 @@ def _field_values(box):
 
 
 def with_partitioning(
-  fn: Callable[..., Any],
+  fn: Callable[..., _A],
   names: LogicalNames,
   mesh: jax.sharding.Mesh | None = None,
-) -> Callable[..., Partitioned[Any]]:
+) -> Callable[..., Partitioned[_A]]:
   """Wraps an initializer so that it returns a `Partitioned` box.
 
   Args:

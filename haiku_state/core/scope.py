@@ -21,6 +21,7 @@ from haiku_state.configurations import config as config
 from haiku_state.core import _haiku, _haiku_words, keys, meta, tracers
 from haiku_state.core._initial import initial_value
 from haiku_state.core._initializers import FromHaiku, as_linen, call_keyless
+from haiku_state.core._jax_around import Leaks
 from haiku_state.core._place import Place
 from haiku_state.core._run import Occupied, Root, Run, execute
 from haiku_state.core._store import CannotChange, WrongShape
@@ -33,6 +34,7 @@ from haiku_state.core.filters import group_collections as group_collections
 from haiku_state.core.filters import in_filter as in_filter
 from haiku_state.core.filters import intersect_filters as intersect_filters
 from haiku_state.core.filters import is_filter_empty as is_filter_empty
+from haiku_state.core.filters import named_in
 from haiku_state.core.filters import subtract_filters as subtract_filters
 from haiku_state.core.filters import union_filters as union_filters
 from haiku_state.core.frozen_dict import FrozenDict, freeze, unfreeze
@@ -60,7 +62,7 @@ child_rng_token = _Sentinel()
 # Tells a missing default from None.
 no_flag = _Sentinel()
 
-_ORDINARY_FLAGS: Mapping[str, Any] = FrozenDict()
+ORDINARY_FLAGS: Mapping[str, Any] = FrozenDict()
 
 # The flag of a run of somebody's `hk.transform`, also in what is lifted there.
 IN_HAIKU = 'in_haiku'
@@ -161,7 +163,7 @@ class Scope:
     self.parent = parent
     self.path = tuple(path)
     self.debug_path = tuple(debug_path) or self.path
-    self.flags = FrozenDict(flags) if flags else _ORDINARY_FLAGS
+    self.flags = FrozenDict(flags) if flags else ORDINARY_FLAGS
     self._root = parent.root if parent is not None else None
     self.trace_level = tracers.current_trace()
     self.rng_counters: dict[Any, Any] = dict.fromkeys(self._streams, 0)
@@ -230,12 +232,6 @@ class Scope:
   def _check_valid(self) -> None:
     if self._invalid:
       raise errors.InvalidScopeError(self.name)
-
-  def _check_usable(self) -> None:
-    """Raises unless the scope may be changed here and now."""
-    if self._invalid:
-      raise errors.InvalidScopeError(self.name)
-    self._run.check_trace(self.trace_level)
 
   def rewound(self, rewind_rngs: bool = False) -> Scope:
     """Returns this scope with all names free again.
@@ -338,7 +334,7 @@ class Scope:
     Raises:
       ValueError: the name is taken.
     """
-    self._check_usable()
+    self._check_valid()
     if name is None:
       name = self.default_name(prefix)
     if not reuse or name not in self.reservations:
@@ -427,15 +423,27 @@ class Scope:
       for name, rng in self._streams.items()
     }
 
-  def streams_to_lift(self) -> dict[str, LazyRng]:
+  def streams_to_lift(
+    self, filters: Sequence[PRNGSequenceFilter]
+  ) -> dict[str, LazyRng]:
     """Returns the key streams that a lifted transform takes inside.
 
-    Keys that come from Haiku become one stream, from which all others fall
-    back.
+    Keys that come from Haiku become a stream for each name in the filters, and
+    one for `params`, from which all others fall back.
+
+    Args:
+      filters: the groups of streams that are wanted.
     """
-    if self._run.has_haiku_rng():
-      return {'params': LazyRng.create(self._run.haiku_rng())}
-    return self.rngs
+    if not self._run.has_haiku_rng():
+      return self.rngs
+    names = dict.fromkeys(
+      ['params', *(n for f in filters for n in named_in(f))]
+    )
+    return {
+      name: LazyRng.create(self._run.haiku_rng())
+      for name in names
+      if any(in_filter(f, name) for f in filters)
+    }
 
   def has_rng(self, name: str) -> bool:
     """Returns whether there is a key stream of this name."""
@@ -489,7 +497,7 @@ class Scope:
           raise _haiku_words.missing_key(self.haiku_path, name)
         raise errors.InvalidRngError(f'{self.name} needs PRNG for "{name}"')
       name = 'params'
-    self._check_usable()
+    self._check_valid()
     # Where keys come from Haiku, a scope has no streams until it is lifted.
     count = self.rng_counters.get(name, 0) + 1
     self.rng_counters[name] = count
@@ -524,8 +532,9 @@ class Scope:
 
     Raises:
       ModifyScopeVariableError: the collection is immutable.
+      JaxTransformError: the value would leave a transform of JAX.
     """
-    self._check_usable()
+    self._check_valid()
     if not in_filter(self.mutable, col):
       raise errors.ModifyScopeVariableError(col, name, self.path_text)
     try:
@@ -534,6 +543,8 @@ class Scope:
       raise errors.ModifyScopeVariableError(
         col, e.name, self.path_text
       ) from None
+    except Leaks as e:
+      raise self._leaks(col, e) from None
 
   def _merge(self, col: str, tree: Mapping[str, Any], only: Any) -> None:
     """Puts a tree of variables here; of parameters, those in `only`.
@@ -552,6 +563,16 @@ class Scope:
       raise errors.ModifyScopeVariableError(
         col, e.name, self.path_text
       ) from None
+    except Leaks as e:
+      raise self._leaks(col, e) from None
+
+  def _leaks(self, col: str, leaks: Leaks) -> Exception:
+    """Returns the error of a value that would leave a transform of JAX."""
+    if self._run.is_in_haiku:
+      text = leaks.text_in_haiku(col, self.haiku_path)
+      return _haiku_words.wrong_trace(text)
+    text = leaks.text(col, self.path_text)
+    return errors._with_hint(errors.JaxTransformError(), text)
 
   def variable(
     self,
@@ -628,6 +649,7 @@ class Scope:
       ScopeCollectionNotFound: there are no parameters, and none may be made.
       ScopeParamNotFoundError: this one is missing, and none may be made.
       ScopeParamShapeError: it has another shape than `init_fn` makes.
+      JaxTransformError: its initial value would leave a transform of JAX.
       ValueError: the name is taken.
     """
     self.reserve(name, 'params')
@@ -643,6 +665,8 @@ class Scope:
       raise errors.ScopeParamShapeError(
         name, self.path_text, e.found, e.wanted
       ) from None
+    except Leaks as e:
+      raise self._leaks('params', e) from None
     return meta.unbox(value) if unbox else value
 
   # --- Flags ---
@@ -726,8 +750,9 @@ def _execute_once(scopes: Sequence[Scope], body: Callable[[], T]) -> T:
 
 def _check_variables(variables: Any) -> None:
   if not _haiku.is_level(variables):
-    # Flax does not look, and Python raises this.
-    raise TypeError(
+    # Flax does not look: Python raises this for `in`, or else for `.items`.
+    is_container = hasattr(variables, '__contains__')
+    raise (AttributeError if is_container else TypeError)(
       f'Found {type(variables).__name__} in place of the variables.'
       f' {errors.ApplyScopeInvalidVariablesTypeError()}'
     )

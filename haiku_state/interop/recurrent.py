@@ -34,7 +34,7 @@ class CellCore(hk.RNNCore):
 
   AUTO_REPR = False
 
-  def __init__(self, cell: Module, input_shape: Sequence[int] | None):
+  def __init__(self, cell: Any, input_shape: Sequence[int] | None):
     # No path leads through this module: its parameters are the cell's. For
     # who asks for its name, that is the cell's, too.
     name = vars(cell).get('module_name') or haiku_name(cell)
@@ -86,7 +86,7 @@ class _Unknown:
   __floordiv__ = __truediv__ = __mod__ = __neg__ = __lt__ = __gt__ = _ask
 
 
-def _needs_input_shape(cell: Module) -> TypeError:
+def _needs_input_shape(cell: Any) -> TypeError:
   axes = cell.num_feature_axes
   shape = ', '.join(['...'] * axes) + (',' if axes == 1 else '')
   return TypeError(

@@ -1,5 +1,8 @@
 """Modules, layers and lifted transforms, with the names of Flax linen."""
 
+import importlib as _importlib
+from typing import TYPE_CHECKING
+
 from haiku_state.core import meta as meta
 from haiku_state.core.axes_scan import broadcast as broadcast
 from haiku_state.core.filters import DenyList as DenyList
@@ -18,6 +21,23 @@ from haiku_state.core.spmd import logical_axis_rules as logical_axis_rules
 from haiku_state.core.spmd import (
   set_logical_axis_rules as set_logical_axis_rules,
 )
+from haiku_state.linen import activation as activation
+from haiku_state.linen import attention as attention
+from haiku_state.linen import batch_apply as batch_apply
+from haiku_state.linen import combinators as combinators
+from haiku_state.linen import dtypes as dtypes
+from haiku_state.linen import fp8_ops as fp8_ops
+from haiku_state.linen import initializers as initializers
+from haiku_state.linen import kw_only_dataclasses as kw_only_dataclasses
+from haiku_state.linen import linear as linear
+from haiku_state.linen import module as module
+from haiku_state.linen import normalization as normalization
+from haiku_state.linen import pooling as pooling
+from haiku_state.linen import recurrent as recurrent
+from haiku_state.linen import spmd as spmd
+from haiku_state.linen import stochastic as stochastic
+from haiku_state.linen import summary as summary
+from haiku_state.linen import transforms as transforms
 from haiku_state.linen.activation import PReLU as PReLU
 from haiku_state.linen.activation import celu as celu
 from haiku_state.linen.activation import elu as elu
@@ -146,3 +166,17 @@ from haiku_state.linen.transforms import value_and_grad as value_and_grad
 from haiku_state.linen.transforms import vjp as vjp
 from haiku_state.linen.transforms import vmap as vmap
 from haiku_state.linen.transforms import while_loop as while_loop
+
+if TYPE_CHECKING:
+  from haiku_state.linen import partitioning as partitioning
+else:
+
+  def __getattr__(name: str):
+    # Few programs use it, and it takes time to import.
+    if name == 'partitioning':
+      return _importlib.import_module('haiku_state.linen.partitioning')
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+
+
+def __dir__():
+  return sorted({*globals(), 'partitioning'})

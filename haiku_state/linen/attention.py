@@ -69,7 +69,7 @@ def dot_product_attention_weights(
   force_fp32_for_softmax: bool = False,
   einsum_dot_general: Callable[..., Array] | None = None,
   einsum: Callable[..., Array] | None = None,
-):
+) -> Array:
   """Computes how much each query attends to each key.
 
   The weights are `softmax(q . k / sqrt(depth) + bias)` over the keys. Call it
@@ -165,7 +165,7 @@ def dot_product_attention(
   einsum_dot_general: Callable[..., Array] | None = None,
   qk_attn_weights_einsum: Callable[..., Array] | None = None,
   attn_weights_value_einsum: Callable[..., Array] | None = None,
-):
+) -> Array:
   """Averages the values, weighted by how well their keys match the query.
 
   Equation 1 of arXiv:1706.03762, `softmax(Q K^T / sqrt(depth)) V`, per head.
@@ -366,7 +366,7 @@ class MultiHeadDotProductAttention(Module):
     deterministic: bool | None = None,
     dropout_rng: PRNGKey | None = None,
     sow_weights: bool = False,
-  ):
+  ) -> Array:
     """Attends from `inputs_q` to `inputs_k`.
 
     Args:
@@ -612,7 +612,7 @@ class SelfAttention(MultiHeadDotProductAttention):
     deterministic: bool | None = None,
     dropout_rng: PRNGKey | None = None,
     sow_weights: bool = False,
-  ):
+  ) -> Array:
     """Attends from `inputs_q` to itself.
 
     Args:
@@ -649,7 +649,7 @@ def make_attention_mask(
   pairwise_fn: Callable[..., Any] = jnp.multiply,
   extra_batch_dims: int = 0,
   dtype: Dtype = jnp.float32,
-):
+) -> Array:
   """Makes a mask from a property of each query and of each key.
 
   >>> import jax.numpy as jnp

@@ -33,7 +33,7 @@ class Sequential(Module):
 
   layers: Sequence[Callable[..., Any]]
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if not isinstance(self.layers, Sequence):
       raise ValueError(
         f"'layers' must be a sequence, got '{type(self.layers).__name__}'."
@@ -41,7 +41,7 @@ class Sequential(Module):
     super().__post_init__()
 
   @compact
-  def __call__(self, *args, **kwargs):
+  def __call__(self, *args: Any, **kwargs: Any) -> Any:
     """Runs the chain.
 
     Args:

@@ -780,7 +780,7 @@ class Embed(Module):
   embedding_init: Initializer = default_embed_init
   promote_dtype: PromoteDtypeFn = promote_dtype
 
-  def setup(self):
+  def setup(self) -> None:
     self.embedding = self.param(
       'embedding',
       self.embedding_init,

@@ -5,14 +5,12 @@ from __future__ import annotations
 import types
 import weakref
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar, Union
+from typing import TYPE_CHECKING, Any, TypeVar, Union, overload
 
-import haiku as hk
 import jax
 import jax.numpy as jnp
 
 from haiku_state import core, errors, ids, traceback_util
-from haiku_state._versions import dataclass_transform
 from haiku_state.core.filters import CollectionFilter
 from haiku_state.core.frozen_dict import FrozenDict as FrozenDict
 from haiku_state.core.scope import FrozenVariableDict as FrozenVariableDict
@@ -32,16 +30,10 @@ from haiku_state.linen._module.calls import (
 )
 from haiku_state.linen._module.context import CallInfo, context
 from haiku_state.linen._module.context import (
-  InterceptorContext as InterceptorContext,
-)
-from haiku_state.linen._module.context import (
   disable_named_call as disable_named_call,
 )
 from haiku_state.linen._module.context import (
   enable_named_call as enable_named_call,
-)
-from haiku_state.linen._module.context import (
-  intercept_methods as intercept_methods,
 )
 from haiku_state.linen._module.context import (
   override_named_call as override_named_call,
@@ -57,7 +49,6 @@ from haiku_state.linen._module.fields import (
   make_dataclass,
   unspecified,
 )
-from haiku_state.linen._module.metaclass import ModuleMeta
 from haiku_state.linen._module.methods import compact as compact
 from haiku_state.linen._module.methods import nowrap as nowrap
 from haiku_state.linen._module.methods import (
@@ -76,11 +67,30 @@ from haiku_state.linen._module.state import (
 from haiku_state.linen._module.threads import in_use
 from haiku_state.linen.kw_only_dataclasses import field
 
+if TYPE_CHECKING:
+  import contextlib
+  import dataclasses
+
+  from haiku_state.core.meta import AxisMetadata
+  from haiku_state.linen._module import checked
+  from haiku_state.linen._module.checked import HaikuModule, ModuleMeta
+else:
+  from haiku import Module as HaikuModule
+
+  from haiku_state.linen._module.context import (
+    InterceptorContext as InterceptorContext,
+  )
+  from haiku_state.linen._module.context import (
+    intercept_methods as intercept_methods,
+  )
+  from haiku_state.linen._module.metaclass import ModuleMeta
+
 traceback_util.register_exclusion(__file__)
 
 T = TypeVar('T')
 K = TypeVar('K')
 M = TypeVar('M', bound='Module')
+R = TypeVar('R')
 RNGs = Union[jax.Array, Mapping[str, jax.Array]]
 
 # Python asks for these when it copies and pickles; a module has none.
@@ -107,8 +117,7 @@ def tuple_init() -> tuple[()]:
   return ()
 
 
-@dataclass_transform(field_specifiers=(field,))
-class Module(ModuleBase, hk.Module, metaclass=ModuleMeta):
+class Module(ModuleBase, HaikuModule, metaclass=ModuleMeta):  # type: ignore
   """The base class of layers and models.
 
   A subclass is a dataclass: its fields are its hyper-parameters. Submodules and
@@ -142,10 +151,10 @@ class Module(ModuleBase, hk.Module, metaclass=ModuleMeta):
 
   if TYPE_CHECKING:
     # For type checkers: every module has these fields, behind its own.
-    name: str | None = field(default=None, kw_only=True)
     parent: Module | Scope | _Sentinel | None = field(
       default=None, kw_only=True
     )
+    name: str | None = field(default=None, kw_only=True)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
 
@@ -183,14 +192,16 @@ class Module(ModuleBase, hk.Module, metaclass=ModuleMeta):
     own = vars(self)
     own['_id'] = ids.uuid()
     own['_state'] = ModuleState()
-    if self.parent is unspecified:
-      self.parent = binding.find_parent()  # type: ignore[assignment]
-    if self.parent is detached:
-      self.parent = None
-    elif self.parent is None:
+    parent: Any = self.parent
+    if parent is unspecified:
+      parent = binding.find_parent()
+      self.parent = parent
+    if parent is None:
       binding.name_where_made(self)
+    elif parent is detached:
+      self.parent = None
     else:
-      binding.settle(self)
+      binding.settle(self, parent)
 
   def setup(self) -> None:
     """Declares submodules and variables, as attributes.
@@ -252,20 +263,22 @@ class Module(ModuleBase, hk.Module, metaclass=ModuleMeta):
     check_attribute(type(self), name)
     binding.register(self, name, val)
 
-  def __getattr__(self, name: str) -> Any:
-    if name in _COPY_METHODS:
-      raise AttributeError()
-    with in_use(self) as module:
-      module._try_setup()
-      if name in module.__dict__:
-        return module.__dict__[name]
-    text = f'"{type(self).__name__}" object has no attribute "{name}".'
-    if self.scope is None:
-      text += (
-        f' If "{name}" is defined in \'.setup()\', remember these fields are'
-        " only accessible from inside 'init' or 'apply'."
-      )
-    raise AttributeError(text)
+  if not TYPE_CHECKING:  # They are to report a name that is misspelt.
+
+    def __getattr__(self, name: str) -> Any:
+      if name in _COPY_METHODS:
+        raise AttributeError()
+      with in_use(self) as module:
+        module._try_setup()
+        if name in module.__dict__:
+          return module.__dict__[name]
+      text = f'"{type(self).__name__}" object has no attribute "{name}".'
+      if self.scope is None:
+        text += (
+          f' If "{name}" is defined in \'.setup()\', remember these fields are'
+          " only accessible from inside 'init' or 'apply'."
+        )
+      raise AttributeError(text)
 
   def __dir__(self) -> list[str]:
     with in_use(self) as module:
@@ -298,7 +311,7 @@ class Module(ModuleBase, hk.Module, metaclass=ModuleMeta):
     self: M,
     *,
     parent: Scope | Module | _Sentinel | None = None,
-    _deep_clone: bool | weakref.WeakValueDictionary = False,
+    _deep_clone: bool | weakref.WeakValueDictionary[Any, Any] = False,
     _reset_names: bool = False,
     **updates: Any,
   ) -> M:
@@ -353,15 +366,36 @@ class Module(ModuleBase, hk.Module, metaclass=ModuleMeta):
 
   # --- Variables ---
 
+  @overload
   def variable(
     self,
     col: str,
     name: str,
-    init_fn: Callable[..., T] | None = None,
+    init_fn: None = None,
+    *,
+    unbox: bool = True,
+  ) -> Variable[Any]: ...
+
+  @overload
+  def variable(
+    self,
+    col: str,
+    name: str,
+    init_fn: Callable[..., T],
     *init_args: Any,
     unbox: bool = True,
     **init_kwargs: Any,
-  ) -> Variable[T]:
+  ) -> Variable[T]: ...
+
+  def variable(
+    self,
+    col: str,
+    name: str,
+    init_fn: Callable[..., Any] | None = None,
+    *init_args: Any,
+    unbox: bool = True,
+    **init_kwargs: Any,
+  ) -> Variable[Any]:
     """Declares a variable; its `value` can be read and set.
 
     Args:
@@ -390,6 +424,17 @@ class Module(ModuleBase, hk.Module, metaclass=ModuleMeta):
     self._state.children[name] = col
     return v
 
+  @overload
+  def param(
+    self,
+    name: str,
+    init_fn: Callable[..., AxisMetadata[T]],
+    *init_args: Any,
+    unbox: checked.Unboxed = True,
+    **init_kwargs: Any,
+  ) -> T: ...
+
+  @overload
   def param(
     self,
     name: str,
@@ -397,7 +442,16 @@ class Module(ModuleBase, hk.Module, metaclass=ModuleMeta):
     *init_args: Any,
     unbox: bool = True,
     **init_kwargs: Any,
-  ) -> T:
+  ) -> T: ...
+
+  def param(
+    self,
+    name: str,
+    init_fn: Callable[..., Any],
+    *init_args: Any,
+    unbox: bool = True,
+    **init_kwargs: Any,
+  ) -> Any:
     """Declares a parameter and returns its value.
 
     Args:
@@ -445,7 +499,7 @@ class Module(ModuleBase, hk.Module, metaclass=ModuleMeta):
     _bound_scope(self, message).put_variable(col, name, value)
 
   @property
-  def variables(self) -> Any:
+  def variables(self) -> FrozenDict[str, Any]:
     """The variables of this module and those below it, by collection."""
     return _bound_scope(
       self, "Can't access variables on unbound modules"
@@ -557,7 +611,7 @@ class Module(ModuleBase, hk.Module, metaclass=ModuleMeta):
     mutable: CollectionFilter = DEFAULT_INIT_MUTABLE,
     capture_intermediates: CaptureFilter = False,
     **kwargs: Any,
-  ) -> Any:
+  ) -> FrozenDict[str, Any]:
     """Makes the variables of the module.
 
     Args:
@@ -582,6 +636,39 @@ class Module(ModuleBase, hk.Module, metaclass=ModuleMeta):
       **kwargs,
     )[1]
 
+  @overload
+  def init_with_output(
+    self: checked.Returns[R],
+    rngs: RNGs,
+    *args: Any,
+    method: None = None,
+    mutable: CollectionFilter = DEFAULT_INIT_MUTABLE,
+    capture_intermediates: CaptureFilter = False,
+    **kwargs: Any,
+  ) -> tuple[R, FrozenDict[str, Any]]: ...
+
+  @overload
+  def init_with_output(
+    self,
+    rngs: RNGs,
+    *args: Any,
+    method: Callable[..., R],
+    mutable: CollectionFilter = DEFAULT_INIT_MUTABLE,
+    capture_intermediates: CaptureFilter = False,
+    **kwargs: Any,
+  ) -> tuple[R, FrozenDict[str, Any]]: ...
+
+  @overload
+  def init_with_output(
+    self,
+    rngs: RNGs,
+    *args: Any,
+    method: str,
+    mutable: CollectionFilter = DEFAULT_INIT_MUTABLE,
+    capture_intermediates: CaptureFilter = False,
+    **kwargs: Any,
+  ) -> tuple[Any, FrozenDict[str, Any]]: ...
+
   @traceback_util.api_boundary
   def init_with_output(
     self,
@@ -591,7 +678,7 @@ class Module(ModuleBase, hk.Module, metaclass=ModuleMeta):
     mutable: CollectionFilter = DEFAULT_INIT_MUTABLE,
     capture_intermediates: CaptureFilter = False,
     **kwargs: Any,
-  ) -> tuple[Any, Any]:
+  ) -> tuple[Any, FrozenDict[str, Any]]:
     """Makes the variables of the module, and calls it.
 
     Args:
@@ -609,6 +696,78 @@ class Module(ModuleBase, hk.Module, metaclass=ModuleMeta):
     fn = calls.resolve_method(self, method)
     run = init_with_output(fn, self, mutable, capture_intermediates)
     return run(_checked_rngs(self, rngs), *args, **kwargs)
+
+  @overload
+  def apply(
+    self: checked.Returns[R],
+    variables: Mapping[str, Any],
+    *args: Any,
+    rngs: RNGs | None = None,
+    method: None = None,
+    mutable: checked.Nothing = False,
+    capture_intermediates: checked.Nothing = False,
+    **kwargs: Any,
+  ) -> R: ...
+
+  @overload
+  def apply(
+    self,
+    variables: Mapping[str, Any],
+    *args: Any,
+    rngs: RNGs | None = None,
+    method: Callable[..., R],
+    mutable: checked.Nothing = False,
+    capture_intermediates: checked.Nothing = False,
+    **kwargs: Any,
+  ) -> R: ...
+
+  @overload
+  def apply(
+    self: checked.Returns[R],
+    variables: Mapping[str, Any],
+    *args: Any,
+    rngs: RNGs | None = None,
+    method: None = None,
+    mutable: checked.Some,
+    capture_intermediates: CaptureFilter = False,
+    **kwargs: Any,
+  ) -> tuple[R, FrozenDict[str, Any]]: ...
+
+  @overload
+  def apply(
+    self,
+    variables: Mapping[str, Any],
+    *args: Any,
+    rngs: RNGs | None = None,
+    method: Callable[..., R],
+    mutable: checked.Some,
+    capture_intermediates: CaptureFilter = False,
+    **kwargs: Any,
+  ) -> tuple[R, FrozenDict[str, Any]]: ...
+
+  @overload
+  def apply(
+    self,
+    variables: Mapping[str, Any],
+    *args: Any,
+    rngs: RNGs | None = None,
+    method: str,
+    mutable: checked.Some,
+    capture_intermediates: CaptureFilter = False,
+    **kwargs: Any,
+  ) -> tuple[Any, FrozenDict[str, Any]]: ...
+
+  @overload
+  def apply(
+    self,
+    variables: Mapping[str, Any],
+    *args: Any,
+    rngs: RNGs | None = None,
+    method: Callable[..., Any] | str | None = None,
+    mutable: CollectionFilter = False,
+    capture_intermediates: CaptureFilter = False,
+    **kwargs: Any,
+  ) -> Any: ...
 
   @traceback_util.api_boundary
   def apply(
@@ -653,7 +812,7 @@ class Module(ModuleBase, hk.Module, metaclass=ModuleMeta):
     method: Callable[..., Any] | None = None,
     mutable: CollectionFilter = DEFAULT_INIT_MUTABLE,
     **kwargs: Any,
-  ) -> Any:
+  ) -> FrozenDict[str, Any]:
     """Makes the variables of the module from the shapes of its inputs.
 
     Args:
@@ -700,7 +859,7 @@ class Module(ModuleBase, hk.Module, metaclass=ModuleMeta):
     scope = core.scope.bind(variables, rngs=rngs, mutable=mutable)
     return self.clone(parent=scope, _deep_clone=True)
 
-  def unbind(self: M) -> tuple[M, Any]:
+  def unbind(self: M) -> tuple[M, FrozenDict[str, Any]]:
     """Returns the module without its variables, and the variables.
 
     Raises:
@@ -891,6 +1050,30 @@ class CompactNameScope(Module):
   @compact
   def __call__(self, *args: Any, **kwargs: Any) -> Any:
     return self.fn(self.module_fn(), *args, **kwargs)
+
+
+if TYPE_CHECKING:
+  # The files below, which make and use it, know of `ModuleBase` only.
+
+  @dataclasses.dataclass(frozen=True)
+  class InterceptorContext:
+    module: Module
+    method_name: str
+    orig_method: Callable[..., Any]
+
+  Interceptor = Callable[
+    [
+      Callable[..., Any],
+      tuple[Any, ...],
+      dict[str, Any],
+      InterceptorContext,
+    ],
+    Any,
+  ]
+
+  def intercept_methods(
+    interceptor: Interceptor,
+  ) -> contextlib.AbstractContextManager[None]: ...
 
 
 # Programs look at these, by Flax's names: libraries of quantized layers ask

@@ -122,11 +122,11 @@ class BatchNorm(Module):
   @compact
   def __call__(
     self,
-    x,
+    x: Array,
     use_running_average: bool | None = None,
     *,
     mask: jax.Array | None = None,
-  ):
+  ) -> Array:
     """Normalizes, and updates the running averages in training.
 
     Args:
@@ -230,7 +230,7 @@ class LayerNorm(Module):
   force_float32_reductions: bool = True
 
   @compact
-  def __call__(self, x, *, mask: jax.Array | None = None):
+  def __call__(self, x: Array, *, mask: jax.Array | None = None) -> Array:
     """Normalizes.
 
     Args:
@@ -295,7 +295,7 @@ class RMSNorm(Module):
   force_float32_reductions: bool = True
 
   @compact
-  def __call__(self, x, *, mask: jax.Array | None = None):
+  def __call__(self, x: Array, *, mask: jax.Array | None = None) -> Array:
     """Normalizes.
 
     Args:
@@ -385,7 +385,7 @@ class GroupNorm(Module):
   force_float32_reductions: bool = True
 
   @compact
-  def __call__(self, x, *, mask: jax.Array | None = None):
+  def __call__(self, x: Array, *, mask: jax.Array | None = None) -> Array:
     """Normalizes.
 
     Args:
@@ -506,7 +506,7 @@ class InstanceNorm(Module):
   force_float32_reductions: bool = True
 
   @compact
-  def __call__(self, x, *, mask: jax.Array | None = None):
+  def __call__(self, x: Array, *, mask: jax.Array | None = None) -> Array:
     """Normalizes.
 
     Args:
@@ -582,7 +582,7 @@ class SpectralNorm(Module):
   collection_name: str = 'batch_stats'
 
   @compact
-  def __call__(self, *args, update_stats: bool, **kwargs):
+  def __call__(self, *args: Any, update_stats: bool, **kwargs: Any) -> Any:
     """Runs the layer with normalized weights.
 
     Args:
@@ -707,7 +707,7 @@ class WeightNorm(Module):
   )
 
   @compact
-  def __call__(self, *args, **kwargs):
+  def __call__(self, *args: Any, **kwargs: Any) -> Any:
     """Runs the layer with normalized weights.
 
     Args:

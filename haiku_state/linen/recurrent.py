@@ -152,7 +152,9 @@ class LSTMCell(RNNCellBase):
   carry_init: Initializer = initializers.zeros_init()
 
   @compact
-  def __call__(self, carry, inputs):
+  def __call__(
+    self, carry: tuple[Array, Array], inputs: Array
+  ) -> tuple[tuple[Array, Array], Array]:
     """Goes one step.
 
     Args:
@@ -411,7 +413,7 @@ class SimpleCell(RNNCellBase):
   residual: bool = False
 
   @compact
-  def __call__(self, carry, inputs):
+  def __call__(self, carry: Array, inputs: Array) -> tuple[Array, Array]:
     """Goes one step.
 
     Args:
@@ -444,7 +446,9 @@ class SimpleCell(RNNCellBase):
     return state, state
 
   @nowrap
-  def initialize_carry(self, rng: PRNGKey, input_shape: tuple[int, ...]):
+  def initialize_carry(
+    self, rng: PRNGKey, input_shape: tuple[int, ...]
+  ) -> Array:
     """Makes the first state, `[batch..., features]`.
 
     Args:
@@ -507,7 +511,7 @@ class GRUCell(RNNCellBase):
   carry_init: Initializer = initializers.zeros_init()
 
   @compact
-  def __call__(self, carry, inputs):
+  def __call__(self, carry: Array, inputs: Array) -> tuple[Array, Array]:
     """Goes one step.
 
     Args:
@@ -539,7 +543,9 @@ class GRUCell(RNNCellBase):
     return h, h
 
   @nowrap
-  def initialize_carry(self, rng: PRNGKey, input_shape: tuple[int, ...]):
+  def initialize_carry(
+    self, rng: PRNGKey, input_shape: tuple[int, ...]
+  ) -> Array:
     """Makes the first state, `[batch..., features]`.
 
     Args:
@@ -606,7 +612,7 @@ class MGUCell(RNNCellBase):
   reset_gate: bool = True
 
   @compact
-  def __call__(self, carry, inputs):
+  def __call__(self, carry: Array, inputs: Array) -> tuple[Array, Array]:
     """Goes one step.
 
     Args:
@@ -641,7 +647,9 @@ class MGUCell(RNNCellBase):
     return h, h
 
   @nowrap
-  def initialize_carry(self, rng: PRNGKey, input_shape: tuple[int, ...]):
+  def initialize_carry(
+    self, rng: PRNGKey, input_shape: tuple[int, ...]
+  ) -> Array:
     """Makes the first state, `[batch..., features]`.
 
     Args:
@@ -707,7 +715,9 @@ class ConvLSTMCell(RNNCellBase):
   carry_init: Initializer = initializers.zeros_init()
 
   @compact
-  def __call__(self, carry, inputs):
+  def __call__(
+    self, carry: tuple[Array, Array], inputs: Array
+  ) -> tuple[tuple[Array, Array], Array]:
     """Goes one step.
 
     Args:
@@ -736,7 +746,9 @@ class ConvLSTMCell(RNNCellBase):
     return (c, h), h
 
   @nowrap
-  def initialize_carry(self, rng: PRNGKey, input_shape: tuple[int, ...]):
+  def initialize_carry(
+    self, rng: PRNGKey, input_shape: tuple[int, ...]
+  ) -> tuple[Array, Array]:
     """Makes the first `(c, h)`, each `[batch..., space..., features]`.
 
     Args:

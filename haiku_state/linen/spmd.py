@@ -9,7 +9,7 @@ import collections
 import enum
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
@@ -26,6 +26,8 @@ from haiku_state.typing import (
   LogicalPartitionSpecPytree,
   LogicalRules,
 )
+
+_A = TypeVar('_A')
 
 
 class _Unassigned:
@@ -163,7 +165,7 @@ def with_logical_constraint(
   rules: LogicalRules | None = None,
   mesh: jax.sharding.Mesh | None = None,
   fallback: RulesFallback = RulesFallback.AXIS_IS_UNSHARDED,
-):
+) -> ArrayPytree:
   """Constrains the sharding of arrays, by the logical names of their axes.
 
   Without rules, or without a mesh, nothing happens.
@@ -244,7 +246,7 @@ def _with_sharding_constraint(
   return x
 
 
-class LogicallyPartitioned(meta.Partitioned):
+class LogicallyPartitioned(meta.Partitioned[_A]):
   """A box that gives the axes of an array logical names.
 
   Attributes:
@@ -259,7 +261,7 @@ class LogicallyPartitioned(meta.Partitioned):
   # Named again, or the dataclass would make one that fails for arrays.
   __eq__ = meta.Partitioned.__eq__
 
-  def unbox(self, apply_constraint=True) -> Any:
+  def unbox(self, apply_constraint: bool = True) -> Any:
     """Returns the array, constrained by the rules if there is a mesh.
 
     Args:
@@ -278,11 +280,11 @@ class LogicallyPartitioned(meta.Partitioned):
 
 
 def with_logical_partitioning(
-  fn: Callable[..., Any],
+  fn: Callable[..., _A],
   names: LogicalNames,
   mesh: jax.sharding.Mesh | None = None,
   rules: LogicalRules | None = None,
-) -> Callable[..., LogicallyPartitioned]:
+) -> Callable[..., LogicallyPartitioned[_A]]:
   """Wraps an initializer so that it returns a `LogicallyPartitioned` box.
 
   Args:

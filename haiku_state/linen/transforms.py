@@ -527,9 +527,9 @@ def while_loop(
     (cond_fn, body_fn),
     mdl,
     init,
-    carry_variables,
-    broadcast_variables,
-    split_rngs,
+    carry_variables=carry_variables,
+    broadcast_variables=broadcast_variables,
+    split_rngs=split_rngs,
   )
 
 

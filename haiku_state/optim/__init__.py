@@ -18,7 +18,19 @@ expression of optax; `docs/flax_optim.md` says how exactly they agree.
 See https://github.com/google/flax/tree/v0.5.3/flax/optim.
 """
 
-from haiku_state.optim import dynamic_scale
+from haiku_state.optim import adabelief as adabelief
+from haiku_state.optim import adadelta as adadelta
+from haiku_state.optim import adafactor as adafactor
+from haiku_state.optim import adagrad as adagrad
+from haiku_state.optim import adam as adam
+from haiku_state.optim import base as base
+from haiku_state.optim import dynamic_scale as dynamic_scale
+from haiku_state.optim import lamb as lamb
+from haiku_state.optim import lars as lars
+from haiku_state.optim import momentum as momentum
+from haiku_state.optim import rmsprop as rmsprop
+from haiku_state.optim import sgd as sgd
+from haiku_state.optim import weight_norm as weight_norm
 from haiku_state.optim.adabelief import AdaBelief
 from haiku_state.optim.adadelta import Adadelta
 from haiku_state.optim.adafactor import Adafactor

@@ -1,6 +1,6 @@
 """What an optimizer is: hyper-parameters, and a rule for one parameter."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,11 @@ from jax.core import Tracer
 
 from haiku_state import serialization, struct
 from haiku_state.core.frozen_dict import FrozenDict, unfreeze
+
+if TYPE_CHECKING:
+  from haiku_state.optim import base
+
+T = TypeVar('T')
 
 
 @struct.dataclass
@@ -160,7 +165,7 @@ class OptimizerDef:
         f'{error}: the hyper-parameters of {type(self).__name__} are {names}.'
       ) from None
 
-  def create(self, target: Any, focus: Any = None) -> Any:
+  def create(self, target: T, focus: Any = None) -> 'base.Optimizer[T]':
     """Makes an optimizer for a target.
 
     Args:

@@ -1,7 +1,7 @@
 """A definition together with what it optimizes: the object programs carry."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar, overload
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +9,12 @@ import jax.numpy as jnp
 from haiku_state import serialization, struct
 from haiku_state.optim._definition import OptimizerDef, OptimizerState
 
+T = TypeVar('T')
+Loss = TypeVar('Loss')
+Aux = TypeVar('Aux')
 
-class Optimizer(struct.PyTreeNode):
+
+class Optimizer(struct.PyTreeNode, Generic[T]):
   """A target, the state of its optimizer, and the optimizer's definition.
 
   It is immutable: `apply_gradient` returns a new one. It is a pytree with the
@@ -33,11 +37,11 @@ class Optimizer(struct.PyTreeNode):
 
   optimizer_def: OptimizerDef = struct.field(pytree_node=False)
   state: Any = struct.field(pytree_node=True)
-  target: Any = struct.field(pytree_node=True)
+  target: T = struct.field(pytree_node=True)
 
   def apply_gradient(
     self, grads: Any, **hyper_param_overrides: Any
-  ) -> 'Optimizer':
+  ) -> 'Optimizer[T]':
     """Returns the optimizer after one step.
 
     Args:
@@ -63,6 +67,16 @@ class Optimizer(struct.PyTreeNode):
       grads,
     )
     return self.replace(target=target, state=state)
+
+  @overload
+  def compute_gradient(
+    self, loss_fn: Callable[[T], tuple[Loss, Aux]]
+  ) -> tuple[Loss, Aux, T]: ...
+
+  @overload
+  def compute_gradient(
+    self, loss_fn: Callable[[T], Loss]
+  ) -> tuple[Loss, T]: ...
 
   def compute_gradient(self, loss_fn: Any) -> tuple[Any, ...]:
     """Computes a loss and its gradient; like `jax.value_and_grad`.
@@ -94,6 +108,18 @@ class Optimizer(struct.PyTreeNode):
 
   compute_gradients = compute_gradient
 
+  @overload
+  def optimize(
+    self,
+    loss_fn: Callable[[T], tuple[Loss, Aux]],
+    **hyper_param_overrides: Any,
+  ) -> 'tuple[Optimizer[T], Loss, Aux]': ...
+
+  @overload
+  def optimize(
+    self, loss_fn: Callable[[T], Loss], **hyper_param_overrides: Any
+  ) -> 'tuple[Optimizer[T], Loss]': ...
+
   def optimize(
     self, loss_fn: Any, **hyper_param_overrides: Any
   ) -> tuple[Any, ...]:
@@ -111,7 +137,7 @@ class Optimizer(struct.PyTreeNode):
 
   def replicate(
     self, devices: Sequence[Any] | None = None, axis_name: str = 'batch'
-  ) -> 'Optimizer':
+  ) -> 'Optimizer[T]':
     """Copies the optimizer to several devices, for use under `jax.pmap`.
 
     The copy averages the gradients over the devices in `apply_gradient`, which
@@ -129,7 +155,7 @@ class Optimizer(struct.PyTreeNode):
     optimizer = _replicate(self, definition.devices)
     return optimizer.replace(optimizer_def=definition)
 
-  def unreplicate(self) -> 'Optimizer':
+  def unreplicate(self) -> 'Optimizer[T]':
     """Returns the optimizer of the first device.
 
     Raises:
@@ -146,7 +172,7 @@ class Optimizer(struct.PyTreeNode):
     """Returns `{'target': ..., 'state': ...}`, in Flax's layout."""
     return self.optimizer_def.state_dict(self.target, self.state)
 
-  def restore_state(self, state: Any) -> 'Optimizer':
+  def restore_state(self, state: Any) -> 'Optimizer[T]':
     """Returns the optimizer with the values of a state dict.
 
     Args:

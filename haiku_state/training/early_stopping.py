@@ -38,7 +38,7 @@ class EarlyStopping(struct.PyTreeNode):
   should_stop: bool = False
   has_improved: bool = False
 
-  def reset(self):
+  def reset(self) -> 'EarlyStopping':
     """Returns the state before the first update, with the same settings."""
     return self.replace(
       best_metric=float('inf'),
@@ -47,7 +47,7 @@ class EarlyStopping(struct.PyTreeNode):
       has_improved=False,
     )
 
-  def update(self, metric):
+  def update(self, metric: float) -> 'EarlyStopping':
     """Returns the state after one more metric.
 
     Args:

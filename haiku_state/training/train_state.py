@@ -1,7 +1,7 @@
 """What a training step takes and returns."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import optax
@@ -12,6 +12,8 @@ from haiku_state.core.frozen_dict import FrozenDict, unfreeze
 # The collection of `linen.fp8_ops` whose new values come in place of
 # gradients. Named here, too, so that a train state needs no layers.
 OVERWRITE_WITH_GRADIENT = '_overwrite_with_gradient'
+
+_State = TypeVar('_State', bound='TrainState')
 
 
 class TrainState(struct.PyTreeNode):
@@ -42,12 +44,12 @@ class TrainState(struct.PyTreeNode):
   """
 
   step: int | jax.Array
-  apply_fn: Callable = struct.field(pytree_node=False)
+  apply_fn: Callable[..., Any] = struct.field(pytree_node=False)
   params: Any = struct.field(pytree_node=True)
   tx: optax.GradientTransformation = struct.field(pytree_node=False)
   opt_state: optax.OptState = struct.field(pytree_node=True)
 
-  def apply_gradients(self, *, grads, **kwargs):
+  def apply_gradients(self: _State, *, grads: Any, **kwargs: Any) -> _State:
     """Takes one step of the optimizer.
 
     Args:
@@ -73,13 +75,20 @@ class TrainState(struct.PyTreeNode):
       step=self.step + 1, params=params, opt_state=opt_state, **kwargs
     )
 
-  def _update(self, params, grads):
+  def _update(self, params: Any, grads: Any) -> tuple[Any, Any]:
     grads = _in_containers_of(params, grads)
     updates, opt_state = self.tx.update(grads, self.opt_state, params)
     return optax.apply_updates(params, updates), opt_state
 
   @classmethod
-  def create(cls, *, apply_fn, params, tx, **kwargs):
+  def create(
+    cls: type[_State],
+    *,
+    apply_fn: Callable[..., Any],
+    params: Any,
+    tx: optax.GradientTransformation,
+    **kwargs: Any,
+  ) -> _State:
     """Makes the state at step 0.
 
     Args:

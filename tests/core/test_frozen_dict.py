@@ -141,6 +141,12 @@ def test_same_text_as_flax(tree):
 # Immutability
 
 
+def test_treescope_shows_the_entries():
+  treescope = pytest.importorskip('treescope')
+  text = treescope.render_to_text(freeze({'a': {'b': 1}, 'c': [2]}))
+  assert text == "FrozenDict({'a': {'b': 1}, 'c': [2]})"
+
+
 def test_is_immutable():
   frozen = freeze(NESTED)
   with pytest.raises(ValueError, match='FrozenDict is immutable.'):

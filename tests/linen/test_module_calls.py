@@ -100,7 +100,6 @@ def forms_of_rngs(nn, flax):
     'numpy raw': np.asarray(raw),
     'dict': {'params': KEY, 'dropout': KEY},
     'only dropout': {'dropout': KEY},
-    'frozen': flax.core.freeze({'params': KEY, 'dropout': KEY}),
     'empty': {},
     'none': None,
     'int': 3,

@@ -343,8 +343,6 @@ def unbound_calls(nn, flax):
     'makes': lambda: repr(foo.makes()),
     'helper': lambda: repr(foo.helper()),
     'setup': lambda: foo.setup(),
-    'param': lambda: foo.param('a', jax.nn.initializers.zeros, ()),
-    'variable': lambda: foo.variable('a', 'b'),
     'has_variable': lambda: foo.has_variable('a', 'b'),
     'get_variable': lambda: foo.get_variable('a', 'b'),
     'put_variable': lambda: foo.put_variable('a', 'b', 1),

@@ -378,3 +378,15 @@ def test_a_table_costs_nothing_to_keep():
   assert row.inputs == summary._ArrayRepresentation(
     (2, 3), jnp.dtype('float32')
   )
+
+
+def test_a_module_may_be_called_twice_by_a_compact_method():
+  class Twice(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      dense = nn.Dense(4, name='both')
+      return dense(dense(x))
+
+  x = jnp.ones((2, 4))
+  text = Twice().tabulate(jax.random.key(0), x, show_repeated=True)
+  assert text.count('both') == 2

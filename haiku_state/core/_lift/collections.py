@@ -66,8 +66,12 @@ def map_variables(
     )
     if comes_out:
       out_target = tuple(map_out_fn(x) for x in out_target)
-    # The names outside are those that `map_out_fn` makes: all are written.
-    packed.touched = [None] * len(packed.tops)
+    # The names outside are those that `map_out_fn` makes: all are written, but
+    # not by a call that made none in Haiku's hands, where parameters stay.
+    packed.touched = [
+      touched if scope._run.is_in_haiku and not touched else None
+      for scope, touched in zip(packed.tops, packed.touched)
+    ]
     return y, (out_target, out_others)
 
   def _initialized(packed, fn, target, others, args, kwargs):

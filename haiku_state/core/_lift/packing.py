@@ -59,7 +59,7 @@ class Pack:
     self.name = name
     groups = []
     for scope in self.tops:
-      scope._check_usable()
+      scope._check_valid()
       found = scope._run.store.variables(scope.place)
       # One kind of dict, so that trees match whatever the user's is.
       found = {col: unfreeze(x) for col, x in found.items()}
@@ -69,7 +69,10 @@ class Pack:
     # Without any scope there is still one tuple of nothing for each group.
     self.variables: Groups = _transpose(groups) or ((),) * len(in_filters)
     self.rngs: Groups = _transpose(
-      [group_collections(s.streams_to_lift(), rng_filters) for s in self.tops]
+      [
+        group_collections(s.streams_to_lift(rng_filters), rng_filters)
+        for s in self.tops
+      ]
     ) or ((),) * len(rng_filters)
     # The parameters that the function made or set, by top, bundle and name.
     self.touched: list[Any] = [None] * len(self.tops)

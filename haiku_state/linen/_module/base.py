@@ -6,7 +6,7 @@ derive from, `Module`, stands on them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from haiku_state.core.scope import Scope
@@ -25,14 +25,6 @@ class ModuleBase:
     scope: the scope that the module is bound to, None while it is unbound.
   """
 
-  scope = None
-  _state = UNINITIALIZED
-  _field_names = ()
-  _compact_name_scope_methods = ()
-  _setup_needed = False
-  # Whether an adopted copy keeps its name rather than that of the attribute.
-  _named_by_itself = False
-
   if TYPE_CHECKING:
     # Annotations that no reader of a subclass's type hints should meet.
     name: str | None
@@ -40,11 +32,12 @@ class ModuleBase:
     scope: Scope | None
     path: tuple[str, ...]
     module_name: str
+    _submodules: set[str]
     _id: Any
     _state: ModuleState
     _field_names: tuple[str, ...]
     _compact_name_scope_methods: tuple[str, ...]
-    _compact_name_scope_modules: dict[str, ModuleBase]
+    _compact_name_scope_modules: Mapping[str, Any]
     __dataclass_fields__: dict[str, Any]
 
     def __init__(self, *args: Any, **kwargs: Any): ...
@@ -66,10 +59,18 @@ class ModuleBase:
       self: _M,
       *,
       parent: Any = None,
-      _deep_clone: bool | weakref.WeakValueDictionary = False,
+      _deep_clone: bool | weakref.WeakValueDictionary[Any, Any] = False,
       _reset_names: bool = False,
       **updates: Any,
     ) -> _M: ...
+
+  scope = None
+  _state = UNINITIALIZED
+  _field_names = ()
+  _compact_name_scope_methods = ()
+  _setup_needed = False
+  # Whether an adopted copy keeps its name rather than that of the attribute.
+  _named_by_itself = False
 
 
 CaptureFilter = bool | Callable[[ModuleBase, str], bool]

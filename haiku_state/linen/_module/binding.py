@@ -59,15 +59,18 @@ def find_parent() -> ModuleBase | None:
   return caller
 
 
-def settle(module: ModuleBase) -> None:
+def settle(module: ModuleBase, parent: Any) -> None:
   """Binds a module at the place that its parent says, if that can be done now.
+
+  Args:
+    module: the module.
+    parent: its parent, a module or a scope.
 
   Raises:
     AssignSubModuleError: the parent is in no method that may have submodules.
     NameInUseError: the name is taken.
     ValueError: the parent is neither a module nor a scope.
   """
-  parent = module.parent
   if isinstance(parent, ModuleBase):
     if not _attach(module, parent):
       return
@@ -97,14 +100,15 @@ def _attach(module: ModuleBase, parent: ModuleBase) -> bool:
   reuse = state.in_setup and state.setup_called is SetupState.TRANSFORMED
   if not reuse and parent.scope.name_reserved(name):
     raise errors.NameInUseError('submodule', name, type(parent).__name__)
-  if not reuse:
-    _check_haikus_names(parent, name)
+  is_known = name in state.children
   state.children[name] = module
-  vars(module)['scope'] = parent.scope.push(name, reuse=reuse)
+  scope = vars(module)['scope'] = parent.scope.push(name, reuse=reuse)
+  if not is_known:
+    _check_haikus_names(parent, scope)
   return True
 
 
-def _check_haikus_names(parent: ModuleBase, name: str) -> None:
+def _check_haikus_names(parent: ModuleBase, scope: Scope) -> None:
   """Raises if a module of Haiku's in a method that runs has the name of a new one.
 
   In somebody's `hk.transform` Haiku then gives the name to no other module.
@@ -112,14 +116,12 @@ def _check_haikus_names(parent: ModuleBase, name: str) -> None:
   Raises:
     NameInUseError: it has.
   """
-  made = vars(parent).get('_submodules')
-  if made is None:
-    return  # It is not in use yet.
-  path = f'{parent.module_name}/{_haiku.escape_module(name)}'
-  if path in made:
-    raise errors.NameInUseError('submodule', name, type(parent).__name__)
-  if type(parent.module_name) is str:
-    reserve_in_haiku(path)
+  own = vars(parent)
+  made = own.get('_submodules')
+  if made and scope.haiku_path in made:
+    raise errors.NameInUseError('submodule', scope.name, type(parent).__name__)
+  if type(own.get('module_name')) is str:
+    reserve_in_haiku(scope.haiku_path)
 
 
 def _bind(module: ModuleBase) -> None:
@@ -170,7 +172,7 @@ def register(owner: ModuleBase, name: str, value: Any) -> None:
   object.__setattr__(owner, name, new)
   for module in attached:
     if is_haikus(module):
-      settle(module)  # It is the user's own object, made already.
+      settle(module, owner)  # It is the user's own object, made already.
     else:
       module.__post_init__()
 
@@ -299,6 +301,8 @@ def usable(module: ModuleBase) -> ModuleBase | None:
   if is_haikus(module):
     bind_in_haiku(module)
     return None if module.scope is None else module
+  if '_id' not in vars(module):
+    raise errors.IncorrectPostInitOverrideError()
   return _inside(module) if called_by_haiku() else None
 
 
@@ -313,8 +317,8 @@ def bind_in_haiku(module: ModuleBase) -> None:
   if owner is not None:
     bind_in_haiku(owner)  # That adopts it.
   if module.scope is None:
-    module.parent = _scope_in_haiku(module)
-    settle(module)
+    module.parent = scope = _scope_in_haiku(module)
+    settle(module, scope)
 
 
 def _inside(module: ModuleBase) -> ModuleBase:

@@ -102,7 +102,8 @@ def make_dataclass(cls: Any, kw_only: bool, parent_type: Any) -> None:
     options['kw_only'] = True
   has_own_eq = '__eq__' in cls.__dict__
   kw_only_dataclasses.dataclass(cls, extra_fields=place, **options)
-  _show_place(cls, kw_only)
+  if not kw_only and '__match_args__' in cls.__dict__:
+    cls.__match_args__ = tuple(shown_fields(cls))
   cls.__hash__ = _checked_hash(cls.__hash__)
   if not has_own_eq:
     cls.__eq__ = _with_identity(cls.__eq__)
@@ -115,22 +116,26 @@ def make_dataclass(cls: Any, kw_only: bool, parent_type: Any) -> None:
       check_attribute(cls, name)
 
 
-def _show_place(cls: Any, kw_only: bool) -> None:
-  """Shows `parent` and `name` as Flax does: like the fields before them.
+def shown_fields(cls: Any) -> list[str]:
+  """Returns the fields that are shown as positional ones.
 
-  They are keyword-only all the same.
+  Flax shows `parent` and `name` like the fields before them; they are
+  keyword-only all the same.
   """
-  if kw_only:
-    return
-  fields = [f for f in dataclasses.fields(cls) if f.init]
-  shown = [f.name for f in fields if not f.kw_only or f.name in PLACE]
-  if '__match_args__' in cls.__dict__:
-    cls.__match_args__ = tuple(shown)
-  signature = inspect.signature(cls.__init__)
-  if len(shown) < len(fields) or PLACE[0] not in signature.parameters:
-    return  # Other fields are keyword-only, or the user wrote `__init__`.
+  return [
+    f.name
+    for f in dataclasses.fields(cls)
+    if f.init and (not f.kw_only or f.name in PLACE)
+  ]
+
+
+def shown_signature(cls: Any, signature: inspect.Signature) -> Any:
+  """Returns the signature of a class as Flax shows it, from the true one."""
+  wanted = [f.name for f in dataclasses.fields(cls) if f.init]
+  if shown_fields(cls) != wanted or PLACE[0] not in signature.parameters:
+    return signature  # Others are keyword-only, or the user wrote `__init__`.
   either = inspect.Parameter.POSITIONAL_OR_KEYWORD
-  cls.__init__.__signature__ = signature.replace(
+  return signature.replace(
     parameters=[
       p.replace(kind=either) if p.name in PLACE else p
       for p in signature.parameters.values()

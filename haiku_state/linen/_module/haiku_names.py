@@ -7,14 +7,13 @@ Haiku, as one of its own.
 
 from __future__ import annotations
 
-import contextlib
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import haiku as hk
 
 from haiku_state.core import _haiku
+from haiku_state.core.scope import ORDINARY_FLAGS
 from haiku_state.linen._module.base import ModuleBase
 from haiku_state.linen._module.context import context
 
@@ -69,8 +68,8 @@ def name_by_haiku(module: ModuleBase) -> None:
   name = module.name
   if not is_forced(name):
     name = haiku_name(module)
-  with _thawed(module._state):
-    _Naming(module, name)
+  # It is new: nothing of it is frozen.
+  _Naming(module, name)
 
 
 def is_forced(name: Any) -> bool:
@@ -93,15 +92,6 @@ def reserve_in_haiku(path: str) -> None:
   _Placeholder(name=hk.force_name(path))
 
 
-@contextlib.contextmanager
-def _thawed(state: Any) -> Iterator[None]:
-  """Returns a context in which Haiku may set attributes of a module."""
-  was_initialized, state.is_initialized = state.is_initialized, False
-  was_in_setup, state.in_setup = state.in_setup, False
-  yield
-  state.is_initialized, state.in_setup = was_initialized, was_in_setup
-
-
 def enter_haiku(module: Any) -> None:
   """Makes a module that was bound a Haiku module of its scope's name.
 
@@ -110,8 +100,11 @@ def enter_haiku(module: Any) -> None:
   """
   name = module.__dict__.get('name')
   # Haiku sets attributes, also of a module whose own are frozen by now.
-  with _thawed(module._state):
-    hk.Module.__init__(module, name=_SHORT_NAME)
+  state = module._state
+  was, state.is_initialized = state.is_initialized, False
+  was_in_setup, state.in_setup = state.in_setup, False
+  hk.Module.__init__(module, name=_SHORT_NAME)
+  state.is_initialized, state.in_setup = was, was_in_setup
   # Haiku has set `name` to the last component.
   vars(module)['name'] = name
   move_in_haiku(module)
@@ -126,7 +119,8 @@ def move_in_haiku(module: Any) -> None:
     vars(module)['module_name'] = path
   else:
     vars(module)['module_name'] = _OwnPath(path)
-    run.note_module(path)
+    if scope.flags is not ORDINARY_FLAGS:
+      run.note_module(path)  # Where variables are made.
 
 
 class _OwnPath(str):

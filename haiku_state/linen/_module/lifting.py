@@ -527,7 +527,7 @@ def lift_call(
   module: Module,
   *args: Any,
   multi_scope: bool = True,
-  **kwargs: Any,
+  **options: Any,
 ) -> Any:
   """Calls functions of a module inside of a transform that runs them at once.
 
@@ -535,9 +535,10 @@ def lift_call(
     transform: takes functions of scopes, the scopes, and the arguments.
     targets: functions of a module, or its methods.
     module: the module.
-    *args: arguments.
+    *args: arguments, which may hold modules and variables.
     multi_scope: see `lift_methods`.
-    **kwargs: keyword arguments.
+    **options: keyword arguments of the transform itself. They say how to lift,
+      hold nothing that is lifted, and need be no pytrees.
 
   Raises:
     ValueError: a target is a class, or nothing that can be called.
@@ -554,7 +555,7 @@ def lift_call(
   fns = [wrap_method_once(resolve_method(module, t)) for t in targets]
 
   def run(*scope_fns):
-    return functools.partial(transform, *scope_fns)
+    return functools.partial(transform, *scope_fns, **options)
 
   method = lift_methods(run, fns, multi_scope=multi_scope)
-  return method(module, *args, **kwargs)
+  return method(module, *args)

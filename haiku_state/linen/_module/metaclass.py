@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import haiku as hk
 
+from haiku_state.linen._module.fields import shown_signature
 from haiku_state.linen._module.methods import wrap_class_body
 
 # Haiku's metaclass takes no keyword arguments of classes: they travel in the
@@ -57,7 +58,15 @@ class ModuleMeta(type(hk.Module), _TakesKeywords):
   def __init__(cls, name: str, bases: Any, body: dict[str, Any], **keywords):
     super().__init__(name, bases, body)
 
-  def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+  @property
+  def __signature__(cls) -> Any:
+    # Asked for seldom, while classes are made in every call of some transforms.
+    signature = super().__signature__
+    if '__dataclass_fields__' not in vars(cls):
+      return signature
+    return shown_signature(cls, signature)
+
+  def __call__(cls, /, *args: Any, **kwargs: Any) -> Any:
     # Haiku's would insist on a transform; ours are bound when they are used.
     return type.__call__(cls, *args, **kwargs)
 

@@ -26,6 +26,7 @@ from haiku_state.linen._module.context import (
   named_call_enabled,
   run_interceptors,
 )
+from haiku_state.linen._module.fields import detached
 from haiku_state.linen._module.haiku_names import enter_haiku
 from haiku_state.linen._module.parts import as_part, haiku_method, is_method
 from haiku_state.linen._module.state import SetupState
@@ -119,9 +120,6 @@ def wrap_method(
     stack, names = context.module_stack, context.method_names
     stack.append(self)
     names.append(names[-1] if is_transparent else name)
-    # Haiku tells a module of those made in its methods: here, of this call.
-    own = vars(self)
-    made_before, own['_submodules'] = own['_submodules'], set()
     try:
       with _named_operations(self, run, name):
         if context.call_infos and not is_setup:
@@ -132,10 +130,11 @@ def wrap_method(
     finally:
       stack.pop()
       names.pop()
-      made_before |= own['_submodules']
-      own['_submodules'] = made_before
+      if stack[-1] is not self:
+        # Haiku tells a module of those made in its methods: here, in this call.
+        self._submodules.clear()
       if is_compact:
-        own['scope'] = self.scope.rewound()
+        vars(self)['scope'] = self.scope.rewound()
       # Calls nest, by `super()` for example; only the outermost one ends it.
       if (is_compact or is_setup) and not is_recurrent:
         state.reset()
@@ -218,7 +217,8 @@ def _call_with_info(self: ModuleBase, name: str, entered, args, kwargs) -> Any:
     CallInfo(
       index,
       self.path,
-      self.clone(),
+      # Detached, or Haiku would name it: a second call would take the name twice.
+      self.clone(parent=detached),
       self.scope.rngs,
       self.scope.mutable,
       name,

@@ -27,6 +27,17 @@ def is_method(cls: type, name: str, fun: Callable[..., Any]) -> bool:
   return own is not None and inspect.unwrap(own) is inspect.unwrap(fun)
 
 
+def _is_known_method(cls: type, fn: Callable[..., Any]) -> bool:
+  """Returns `is_method`, for most methods by a look at the class."""
+  name = fn.__name__
+  if getattr(cls, name, None) is fn:
+    return True
+  # A class that was made by a lifted transform has it from the class above.
+  return any(vars(base).get(name) is fn for base in cls.__mro__) or is_method(
+    cls, name, fn
+  )
+
+
 def as_part(fun: Callable[..., Any]) -> Callable[..., Any]:
   """Returns a function of a module as a part of the method that calls it."""
 
@@ -74,8 +85,7 @@ class LiftedNames:
   """
 
   def __init__(self, module: ModuleBase, fns: Sequence[Callable[..., Any]]):
-    cls = type(module)
-    self.has_parts = not all(is_method(cls, fn.__name__, fn) for fn in fns)
+    self.has_parts = not all(_is_known_method(type(module), fn) for fn in fns)
     self.taken = _taken(module) if self.has_parts else frozenset()
     self.made: set[str] = set()
     self.is_running = False

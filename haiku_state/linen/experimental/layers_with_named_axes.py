@@ -143,7 +143,7 @@ class Embed(Module):
   one_hot: bool = False
   embedding: Array = dataclasses.field(init=False)
 
-  def setup(self):
+  def setup(self) -> None:
     self.embedding = param_with_axes(
       'embedding',
       self.embedding_init,
@@ -237,7 +237,7 @@ class LayerNorm(Module):
   scale_init: Initializer = initializers.ones_init()
 
   @compact
-  def __call__(self, x):
+  def __call__(self, x: Array) -> Array:
     """Returns the normalized `x`.
 
     Args:
