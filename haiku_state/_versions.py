@@ -454,6 +454,19 @@ else:  # Dead from jax 0.6.2 on.
       raise too_old('A layout beside a sharding', '0.6.2')
 
 
+if _JAX >= (0, 7):
+
+  def layout_of(sharding: Any) -> Any:
+    """Returns the layout of a `Format`."""
+    return sharding.layout
+
+else:  # Dead from jax 0.7 on.
+
+  def layout_of(sharding: Any) -> Any:
+    """Returns the layout of a `Format`."""
+    return sharding.device_local_layout
+
+
 # --- optax --------------------------------------------------------------------
 
 

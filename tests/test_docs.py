@@ -7,6 +7,7 @@ import pathlib
 import pkgutil
 import re
 
+import jax
 import pytest
 from layers_compare import quick_compilation as quick_compilation
 
@@ -20,6 +21,8 @@ DOCUMENTS = [
 
 # What documents may import themselves, of what extras bring.
 EXTRAS = {'orbax', 'orbax.checkpoint', 'matplotlib', 'tqdm', 'libcst'}
+# Documents and modules whose examples need more than the oldest jax.
+NEED_JAX = {'docs/exporting.md': (0, 5), 'haiku_state.export': (0, 5)}
 # What JAX imports when a program is saved, and says in words only.
 JAX_EXTRA = 'flatbuffers'
 
@@ -40,6 +43,7 @@ def blocks(path: pathlib.Path) -> list[tuple[int, str]]:
   'path', DOCUMENTS, ids=[str(p.relative_to(REPOSITORY)) for p in DOCUMENTS]
 )
 def test_document_runs(path, tmp_path, monkeypatch):
+  skip_if_jax_is_too_old(str(path.relative_to(REPOSITORY)))
   monkeypatch.chdir(tmp_path)
   namespace = {'__name__': '__main__'}
   for line, block in blocks(path):
@@ -53,6 +57,12 @@ def test_document_runs(path, tmp_path, monkeypatch):
       if "pip install '.[" in text or JAX_EXTRA in text or e.name in EXTRAS:
         pytest.skip(text)
       raise
+
+
+def skip_if_jax_is_too_old(name):
+  needed = NEED_JAX.get(name, ())
+  if jax.__version_info__ < needed:
+    pytest.skip('needs jax ' + '.'.join(map(str, needed)))
 
 
 def test_readme_has_python_and_both_commands():
@@ -85,6 +95,7 @@ MODULES = [
 
 @pytest.mark.parametrize('name', ['haiku_state', *MODULES])
 def test_docstring_examples(name, tmp_path, monkeypatch):
+  skip_if_jax_is_too_old(name)
   monkeypatch.chdir(tmp_path)
   if name == 'haiku_state.export':
     pytest.importorskip(JAX_EXTRA)

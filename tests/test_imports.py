@@ -292,8 +292,8 @@ def test_nothing_private_and_no_flax(name):
 
 
 def test_extras_are_not_needed_to_import_the_package():
-  if haiku.__version__ == '0.0.12':
-    pytest.skip('this Haiku itself imports Flax')
+  if tuple(map(int, haiku.__version__.split('.')[:3])) < (0, 0, 16):
+    pytest.skip('this Haiku itself looks for Flax')
   names = ['haiku_state.' + n for n in ORDER if n not in ('haiku_state',)]
   names = [n for n in names if not n.endswith('__main__')]
   extras = sorted(

@@ -23,6 +23,7 @@ import os
 import re
 import sys
 import threading
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -85,9 +86,14 @@ def with_own_levels(tree: Any) -> Any:
 
 
 # The classes of Haiku's initializers, which take a shape and a dtype.
+# To Python 3.10 a type with parameters, such as `Callable[..., Array]`, which
+# some versions of Haiku have there, is a class, too.
 INITIALIZERS = tuple(
-  x for x in vars(hk.initializers).values() if isinstance(x, type)
+  x
+  for x in vars(hk.initializers).values()
+  if isinstance(x, type) and typing.get_origin(x) is None
 )
+
 
 # --- Names -------------------------------------------------------------------
 

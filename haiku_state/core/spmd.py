@@ -128,7 +128,7 @@ def map_sharding(f: Callable[[Any], Any], sharding):
     return NamedSharding(sharding.mesh, spec)
   if isinstance(sharding, Format):
     inner: Any = map_sharding(f, sharding.sharding)
-    return Format(sharding.layout, inner)
+    return Format(_versions.layout_of(sharding), inner)
   return None
 
 

@@ -189,10 +189,11 @@ def with_logical_constraint(
     >>> import jax, jax.numpy as jnp
     >>> import haiku_state.linen as nn
     >>> mesh = jax.sharding.Mesh(jax.devices()[:1], ('data',))
-    >>> with nn.logical_axis_rules([('batch', 'data')]):
-    ...   y = nn.with_logical_constraint(jnp.ones(4), ('batch',), mesh=mesh)
-    >>> tuple(y.sharding.spec)
-    ('data',)
+    >>> def constrain(x):
+    ...   with nn.logical_axis_rules([('batch', 'data')]):
+    ...     return nn.with_logical_constraint(x, ('batch',), mesh=mesh)
+    >>> 'sharding_constraint' in str(jax.make_jaxpr(constrain)(jnp.ones(4)))
+    True
   """
   if rules is None:
     rules = get_logical_axis_rules()

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
-from jax_names import mesh_of, set_mesh
+from jax_names import mesh_of, needs_jax, set_mesh
 
 from haiku_state import errors, serialization, struct
 from haiku_state.core import meta
@@ -197,6 +197,7 @@ def test_partitioned_is_saved_by_its_value():
   assert serialization.from_state_dict(box, {'value': 2}).names == ('a',)
 
 
+@needs_jax(0, 7)
 def test_unbox_constrains_only_under_a_mesh(mesh):
   x = jnp.ones(2)
   free, bound = Partitioned(x, ('x',)), Partitioned(x, ('x',), mesh)

@@ -151,7 +151,7 @@ def test_fallback_raises():
     )
 
 
-@needs_jax(0, 5)
+@needs_jax(0, 7)
 def test_constraint_is_applied_where_there_is_a_mesh(mesh):
   x = jnp.ones((2, 2))
   constrain = lambda **kw: spmd.with_logical_constraint(
@@ -172,7 +172,7 @@ def test_constraint_on_a_tree(constraints):
   assert specs == [PartitionSpec('x'), PartitionSpec('x', 'y'), None]
 
 
-@needs_jax(0, 5)
+@needs_jax(0, 7)
 def test_box_unboxes_by_the_rules(mesh):
   x = jnp.ones((2, 2))
   box = LogicallyPartitioned(x, ('batch', 'embed'), mesh, RULES)
