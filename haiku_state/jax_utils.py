@@ -77,7 +77,9 @@ def _first_copy(x):
     return x[0]
   # Indexing a sharded array would run a program over all its devices.
   shard = x.addressable_shards[0].data
-  return shard if sharding.is_fully_replicated else shard.squeeze(0)
+  # Old versions of `jax.pmap` take the axis out of the shards themselves.
+  is_whole = sharding.is_fully_replicated or shard.ndim < x.ndim
+  return shard if is_whole else shard.squeeze(0)
 
 
 def pmean(xs, axis_name):

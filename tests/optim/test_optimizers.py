@@ -149,6 +149,8 @@ def assert_equal(tree, other):
 def test_no_warning(name):
   with warnings.catch_warnings():
     warnings.simplefilter('error')
+    # What selects parameters says itself that it is deprecated.
+    warnings.filterwarnings('ignore', '.*traverse_util.Traversal')
     jax.eval_shape(lambda: run(MAKERS[name]().create(params()), 1))
 
 
