@@ -324,13 +324,13 @@ def state_key(col: str, name: Any) -> str:
 
 def is_own_state(key: str) -> bool:
   """Returns whether a key of state is one of Haiku's own modules."""
-  return ':' not in key
+  return _split_key_of_run(key)[0] == HAIKU_COLLECTION
 
 
 def param_of_state(key: str) -> str | None:
   """Returns the key of a parameter that is kept as state, None for others."""
-  col, colon, name = key.rpartition(':')
-  return name if colon and col == 'params' and name else None
+  col, name = _split_key_of_run(key)
+  return escape_key(name) if col == 'params' else None
 
 
 @functools.lru_cache(maxsize=65536)

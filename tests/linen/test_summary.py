@@ -365,7 +365,7 @@ def test_without_rich_the_extra_is_named(monkeypatch):
     return real(name, *args, **kwargs)
 
   monkeypatch.setattr(builtins, '__import__', without_rich)
-  with pytest.raises(ImportError, match=r"'haiku_state\[summary\]'"):
+  with pytest.raises(ImportError, match=r"pip install '\.\[summary\]'"):
     nn.Dense(2).tabulate(KEY, X)
   # Paths need no rich.
   assert list(nn.Dense(2).module_paths(KEY, X)) == ['']
