@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from haiku_state import struct
+from haiku_state import errors, struct
 from haiku_state.core import lift
 from haiku_state.core.filters import CollectionFilter as CollectionFilter
 from haiku_state.core.filters import PRNGSequenceFilter as PRNGSequenceFilter
@@ -165,6 +165,8 @@ def variable_with_axes(
   assert scope is not None
   scope.reserve(name)
   if not scope.has_variable(collection, name):
+    if not scope.is_mutable_collection(collection):
+      raise errors.ScopeVariableNotFoundError(name, collection, scope.path_text)
     scope.check_may_make(collection, name)
     value = init_fn(*init_args, **init_kwargs)
     value = _constrained(value, axes, fallback)

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from haiku_state.linen._module.haiku_binding import haiku_name
 
 from haiku_state import interop
 from haiku_state import linen as nn
+from haiku_state.linen._module.haiku_names import haiku_name
 
 KEY = jax.random.PRNGKey(0)
 TIME, BATCH = 2, 3

@@ -301,8 +301,6 @@ def usable(module: ModuleBase) -> ModuleBase | None:
   if is_haikus(module):
     bind_in_haiku(module)
     return None if module.scope is None else module
-  if '_id' not in vars(module):
-    raise errors.IncorrectPostInitOverrideError()
   return _inside(module) if called_by_haiku() else None
 
 
@@ -323,6 +321,8 @@ def bind_in_haiku(module: ModuleBase) -> None:
 
 def _inside(module: ModuleBase) -> ModuleBase:
   """Returns the copy, in this run of Haiku, of a module from outside."""
+  if '_id' not in vars(module):
+    raise errors.IncorrectPostInitOverrideError()
   adopted = _haiku.notes_of_run()
   copy = adopted.get(module._id)
   if copy is None:
