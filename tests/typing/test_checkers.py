@@ -17,7 +17,11 @@ import sys
 
 import pytest
 
+import haiku_state
+
 PROGRAMS = sorted((pathlib.Path(__file__).parent / 'programs').glob('*.py'))
+# Where the package is: installed to be edited, checkers do not find it.
+ROOT = pathlib.Path(haiku_state.__file__).parents[1]
 MODES = ['pyright basic', 'pyright strict', 'mypy strict']
 
 # A line of a program, and what is said of it.
@@ -49,7 +53,10 @@ def without_modules(text: str) -> str:
 
 
 def run(command: list[str]) -> str:
-  return subprocess.run(command, capture_output=True, text=True).stdout
+  env = dict(os.environ)
+  if 'site-packages' not in ROOT.parts:  # There mypy finds it, and says so.
+    env['MYPYPATH'] = str(ROOT)
+  return subprocess.run(command, capture_output=True, text=True, env=env).stdout
 
 
 def pyright(mode: str, folder: pathlib.Path) -> set[Said]:
@@ -59,6 +66,7 @@ def pyright(mode: str, folder: pathlib.Path) -> set[Said]:
       {
         'include': [os.path.relpath(PROGRAMS[0].parent, folder)],
         'typeCheckingMode': mode,
+        'extraPaths': [str(ROOT)],
         'reportUnusedExpression': 'none',
       }
     )
