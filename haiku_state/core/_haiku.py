@@ -322,8 +322,10 @@ def state_key(col: str, name: Any) -> str:
   return _escape_state(col, name)
 
 
-def is_own_state(key: str) -> bool:
-  """Returns whether a key of state is one of Haiku's own modules."""
+def is_own_state(key: str, value: Any) -> bool:
+  """Returns whether a value of state is that of one of Haiku's own modules."""
+  if _empty_collection(key, value) is not None:
+    return False  # It says that there is a collection.
   return _split_key_of_run(key)[0] == HAIKU_COLLECTION
 
 

@@ -637,7 +637,9 @@ class InRun(_Tree):
     made = self.made[1]
     for path, bundle in _haiku.below(first, root).items():
       for key, value in bundle.items():
-        if _haiku.is_own_state(key) and key not in made.get(path, _NOTHING):
+        if _haiku.is_own_state(key, value) and key not in made.get(
+          path, _NOTHING
+        ):
           state[path][key] = value
 
   def check_unchanged(self, state: _haiku.Bundles) -> None:
@@ -651,7 +653,7 @@ class InRun(_Tree):
       was = given.get(path, _NOTHING)
       for key, value in bundle.items():
         if (
-          _haiku.is_own_state(key)
+          _haiku.is_own_state(key, value)
           and was.get(key) is not value
           and key not in made.get(path, _NOTHING)
         ):
