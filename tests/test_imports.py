@@ -34,7 +34,8 @@ LAYERS = {
   'core': 'core',
   'module': """
     linen.kw_only_dataclasses linen._module linen._module.state
-    linen._module.base linen._module.context linen._module.fields
+    linen._module.base linen._module.pure_methods linen._module.context
+    linen._module.fields
     linen._module.submodules linen._module.haiku_names linen._module.binding
     linen._module.threads linen._module.parts linen._module.methods linen._module.metaclass
     linen._module.calls linen._module.repr linen._module.arguments
