@@ -223,6 +223,26 @@ def _replace_in_box(old, new):
   return new
 
 
+def map_unconstrained(fn: Callable[[Any], Any], value: Any) -> Any:
+  """Maps a function over what is in a box, as it is.
+
+  Args:
+    fn: a function of an array.
+    value: an array, or a box around one, or around such a box. If the box names
+      axes, those need not be the axes that the array has: it is not laid out.
+
+  Returns:
+    The function's result, in the same boxes.
+  """
+  if isinstance(value, Partitioned):
+    inner = value.unbox(apply_constraint=False)
+  elif isinstance(value, AxisMetadata):
+    inner = value.unbox()
+  else:
+    return fn(value)
+  return value.replace_boxed(map_unconstrained(fn, inner))
+
+
 def get_global_mesh() -> 'jax.sharding.AbstractMesh | jax.sharding.Mesh | None':
   """Returns the mesh set by `jax.set_mesh`, or None."""
   return _versions.current_mesh()
@@ -231,6 +251,79 @@ def get_global_mesh() -> 'jax.sharding.AbstractMesh | jax.sharding.Mesh | None':
 def global_mesh_defined() -> bool:
   """Says whether a mesh is set by `jax.set_mesh`."""
   return get_global_mesh() is not None
+
+
+def constrain(
+  value: Any,
+  spec: jax.sharding.PartitionSpec,
+  mesh: 'jax.sharding.AbstractMesh | jax.sharding.Mesh | None' = None,
+) -> Any:
+  """Lays an array out along the axes of a mesh, of whatever kinds they are.
+
+  Along automatic axes this is a constraint for the compiler; along explicit
+  ones it changes the type of the array. Inside of `jax.shard_map` the axes are
+  manual: there the array is the part of one device, and stays as it is.
+
+  Args:
+    value: the array.
+    spec: for each axis of the array the mesh axes along which it lies.
+    mesh: the mesh; if None, the one set by `jax.set_mesh`. Without one, nothing
+      happens.
+
+  Returns:
+    The array.
+
+  Example:
+    >>> import jax, jax.numpy as jnp
+    >>> from haiku_state.core import meta
+    >>> mesh = jax.sharding.Mesh(jax.devices()[:1], ('data',))
+    >>> spec = jax.sharding.PartitionSpec('data')
+    >>> meta.constrain(jnp.ones(2), spec, mesh).sharding.spec == spec
+    True
+  """
+  around: Any = get_global_mesh() if mesh is None else mesh
+  if around is None:
+    return value
+  axes = {
+    kind: _versions.axes_of_kind(around, kind) for kind in ('Explicit', 'Auto')
+  }
+
+  def target(kind) -> Any:
+    # A name that the mesh does not have stays: JAX says that it has not.
+    part = without_names(spec, set(around.axis_names) - axes[kind])
+    return part if mesh is None else jax.sharding.NamedSharding(mesh, part)  # type: ignore
+
+  def lay_out(x):
+    if axes['Explicit']:
+      x = _versions.reshard(x, target('Explicit'))
+    if axes['Auto']:
+      x = jax.lax.with_sharding_constraint(x, target('Auto'))
+    return x
+
+  # Of two steps, the second would undo the first if it were done at once.
+  in_one = all(axes.values()) and not isinstance(value, jax.core.Tracer)
+  return jax.jit(lay_out)(value) if in_one else lay_out(value)
+
+
+def without_names(
+  spec: jax.sharding.PartitionSpec, names: set[str]
+) -> jax.sharding.PartitionSpec:
+  """Returns a spec without some mesh axes.
+
+  Args:
+    spec: mesh axes, tuples of such, and None.
+    names: the mesh axes to leave out.
+
+  Returns:
+    A spec as long as the one given.
+  """
+
+  def rest(entry):
+    if isinstance(entry, tuple):
+      return tuple(name for name in entry if name not in names) or None
+    return None if entry in names else entry
+
+  return jax.sharding.PartitionSpec(*map(rest, spec)) if names else spec
 
 
 class Partitioned(struct.PyTreeNode, AxisMetadata[_A]):
@@ -282,13 +375,7 @@ class Partitioned(struct.PyTreeNode, AxisMetadata[_A]):
     """
     if not apply_constraint:
       return self.value
-    if self.mesh is not None:
-      target = self.get_sharding(self.mesh)
-    elif global_mesh_defined():
-      target = self.get_partition_spec()
-    else:
-      return self.value
-    return jax.lax.with_sharding_constraint(self.value, target)
+    return constrain(self.value, self.get_partition_spec(), self.mesh)
 
   def replace_boxed(self, val: _B) -> 'Partitioned[_B]':
     """Returns a box with the same names around another array."""

@@ -256,9 +256,8 @@ class _FlatInit:
     self, key: PRNGKey, shape: Shape, dtype: Dtype = jnp.float32
   ) -> Any:
     value = as_linen(self.init)(key, self.flat_shape, dtype)
-    if isinstance(value, meta.AxisMetadata):
-      return meta.replace_boxed(value, jnp.reshape(value.unbox(), shape))
-    return jnp.reshape(value, shape)
+    # The names in a box are those of the axes that the array is about to get.
+    return meta.map_unconstrained(lambda x: jnp.reshape(x, shape), value)
 
 
 class Einsum(Module):

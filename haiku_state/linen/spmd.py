@@ -239,12 +239,9 @@ def _with_sharding_constraint(
   mesh: jax.sharding.Mesh | None = None,
 ):
   """Constrains an array to mesh axes, if there is a mesh."""
-  if mesh is not None and axis_resources is not None:
-    sharding = NamedSharding(mesh, axis_resources)
-    return jax.lax.with_sharding_constraint(x, sharding)
-  if mesh is not None or meta.global_mesh_defined():
-    return jax.lax.with_sharding_constraint(x, axis_resources)
-  return x
+  if axis_resources is None:
+    axis_resources = PartitionSpec()
+  return meta.constrain(x, axis_resources, mesh)
 
 
 class LogicallyPartitioned(meta.Partitioned[_A]):

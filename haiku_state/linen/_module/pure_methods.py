@@ -33,7 +33,7 @@ class _PureMethod:
   """What stands in the class: a descriptor, as a function is one."""
 
   def __init__(self, fun: Callable[..., Any]):
-    functools.update_wrapper(self, fun)
+    functools.update_wrapper(self, fun)  # type: ignore[arg-type]
 
   def __get__(self, obj: Any, objtype: Any = None) -> Any:
     fun = self.__wrapped__  # type: ignore[attr-defined]
