@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 from haiku_state import _versions, errors, struct
 from haiku_state.core._initializers import as_linen
@@ -301,7 +302,7 @@ def constrain(
     return x
 
   # Of two steps, the second would undo the first if it were done at once.
-  in_one = all(axes.values()) and not isinstance(value, jax.core.Tracer)
+  in_one = all(axes.values()) and not isinstance(value, Tracer)
   return jax.jit(lay_out)(value) if in_one else lay_out(value)
 
 
