@@ -24,7 +24,7 @@ LAYERS = {
   'arrays': 'jax_utils io traceback_util',
   'below the scope': """
     core._haiku core._haiku_words core._initializers core.filters core.tracers
-    core.keys core.meta core.partial_eval core.spmd core._fingerprint
+    core.keys core._specs core.meta core.partial_eval core.spmd core._fingerprint
     core._shapes core._initial core.axes_scan core._jax_around core._place core._store
     core._out_of_reach core._run""",
   'scope': 'core.scope core.variables',

@@ -25,6 +25,10 @@ DIFFERENT = {
   'flax.training.checkpoints.save_checkpoint': 'one more, by keyword only',
   'flax.training.checkpoints.restore_checkpoint': 'one more, by keyword only',
   'flax.linen.logical_to_mesh_sharding': 'one more, by keyword only',
+  'flax.core.meta.get_partition_spec': 'more, by keyword only',
+  'flax.core.meta.get_sharding': 'more, by keyword only',
+  'flax.linen.get_partition_spec': 'more, by keyword only',
+  'flax.linen.get_sharding': 'more, by keyword only',
   'flax.core.init': 'one more, by keyword only: the Haiku name of the root',
 }
 

@@ -16,9 +16,9 @@ from typing import Any, Generic, TypeVar
 
 import jax
 import numpy as np
-from jax.core import Tracer
 
 from haiku_state import _versions, errors, struct
+from haiku_state.core import _specs
 from haiku_state.core._initializers import as_linen
 from haiku_state.typing import LogicalNames
 
@@ -224,26 +224,6 @@ def _replace_in_box(old, new):
   return new
 
 
-def map_unconstrained(fn: Callable[[Any], Any], value: Any) -> Any:
-  """Maps a function over what is in a box, as it is.
-
-  Args:
-    fn: a function of an array.
-    value: an array, or a box around one, or around such a box. If the box names
-      axes, those need not be the axes that the array has: it is not laid out.
-
-  Returns:
-    The function's result, in the same boxes.
-  """
-  if isinstance(value, Partitioned):
-    inner = value.unbox(apply_constraint=False)
-  elif isinstance(value, AxisMetadata):
-    inner = value.unbox()
-  else:
-    return fn(value)
-  return value.replace_boxed(map_unconstrained(fn, inner))
-
-
 def get_global_mesh() -> 'jax.sharding.AbstractMesh | jax.sharding.Mesh | None':
   """Returns the mesh set by `jax.set_mesh`, or None."""
   return _versions.current_mesh()
@@ -252,79 +232,6 @@ def get_global_mesh() -> 'jax.sharding.AbstractMesh | jax.sharding.Mesh | None':
 def global_mesh_defined() -> bool:
   """Says whether a mesh is set by `jax.set_mesh`."""
   return get_global_mesh() is not None
-
-
-def constrain(
-  value: Any,
-  spec: jax.sharding.PartitionSpec,
-  mesh: 'jax.sharding.AbstractMesh | jax.sharding.Mesh | None' = None,
-) -> Any:
-  """Lays an array out along the axes of a mesh, of whatever kinds they are.
-
-  Along automatic axes this is a constraint for the compiler; along explicit
-  ones it changes the type of the array. Inside of `jax.shard_map` the axes are
-  manual: there the array is the part of one device, and stays as it is.
-
-  Args:
-    value: the array.
-    spec: for each axis of the array the mesh axes along which it lies.
-    mesh: the mesh; if None, the one set by `jax.set_mesh`. Without one, nothing
-      happens.
-
-  Returns:
-    The array.
-
-  Example:
-    >>> import jax, jax.numpy as jnp
-    >>> from haiku_state.core import meta
-    >>> mesh = jax.sharding.Mesh(jax.devices()[:1], ('data',))
-    >>> spec = jax.sharding.PartitionSpec('data')
-    >>> meta.constrain(jnp.ones(2), spec, mesh).sharding.spec == spec
-    True
-  """
-  around: Any = get_global_mesh() if mesh is None else mesh
-  if around is None:
-    return value
-  axes = {
-    kind: _versions.axes_of_kind(around, kind) for kind in ('Explicit', 'Auto')
-  }
-
-  def target(kind) -> Any:
-    # A name that the mesh does not have stays: JAX says that it has not.
-    part = without_names(spec, set(around.axis_names) - axes[kind])
-    return part if mesh is None else jax.sharding.NamedSharding(mesh, part)  # type: ignore
-
-  def lay_out(x):
-    if axes['Explicit']:
-      x = _versions.reshard(x, target('Explicit'))
-    if axes['Auto']:
-      x = jax.lax.with_sharding_constraint(x, target('Auto'))
-    return x
-
-  # Of two steps, the second would undo the first if it were done at once.
-  in_one = all(axes.values()) and not isinstance(value, Tracer)
-  return jax.jit(lay_out)(value) if in_one else lay_out(value)
-
-
-def without_names(
-  spec: jax.sharding.PartitionSpec, names: set[str]
-) -> jax.sharding.PartitionSpec:
-  """Returns a spec without some mesh axes.
-
-  Args:
-    spec: mesh axes, tuples of such, and None.
-    names: the mesh axes to leave out.
-
-  Returns:
-    A spec as long as the one given.
-  """
-
-  def rest(entry):
-    if isinstance(entry, tuple):
-      return tuple(name for name in entry if name not in names) or None
-    return None if entry in names else entry
-
-  return jax.sharding.PartitionSpec(*map(rest, spec)) if names else spec
 
 
 class Partitioned(struct.PyTreeNode, AxisMetadata[_A]):
@@ -376,7 +283,7 @@ class Partitioned(struct.PyTreeNode, AxisMetadata[_A]):
     """
     if not apply_constraint:
       return self.value
-    return constrain(self.value, self.get_partition_spec(), self.mesh)
+    return _specs.constrain(self.value, self.get_partition_spec(), self.mesh)
 
   def replace_boxed(self, val: _B) -> 'Partitioned[_B]':
     """Returns a box with the same names around another array."""
@@ -477,49 +384,134 @@ def with_partitioning(
   return wrapper
 
 
-def get_partition_spec(tree: Any) -> Any:
+def get_partition_spec(
+  tree: Any, *, params: Any = None, keep_boxes: bool = False
+) -> Any:
   """Returns the PartitionSpec of each array of a tree.
+
+  The tree may hold the state of an optimizer beside the parameters: it may be a
+  `TrainState`, an `optim.Optimizer`, or anything with `params` in it. What an
+  optimizer keeps of a parameter is in the parameter's box, but need not have
+  its shape, as the averages of rows and columns of Adafactor have not. Such an
+  array gets the names of those axes that it has of the parameter, as far as
+  sizes tell them, and is whole on every device else. So each spec is one that
+  the array can have.
 
   Args:
     tree: a pytree of arrays, boxed or not, or of their shapes.
+    params: the boxed parameters, or their shapes, where the tree has none: with
+      the state of an optimizer alone.
+    keep_boxes: whether the specs are in boxes as the arrays are. The result
+      then has the structure of the tree, for `jax.tree.map`.
 
   Returns:
     A tree with a spec for each box; the empty one, which stands for "whole on
     every device", for each array without a box; and None for anything else.
+    A box that holds a whole tree, as in an `optim.Optimizer`, remains, around
+    the specs of that tree. So it is a prefix of `tree`, such as `out_shardings`
+    and `jax.device_put` take.
 
   Example:
-    >>> import jax.numpy as jnp
+    >>> import jax.numpy as jnp, optax
     >>> from haiku_state.core import meta
     >>> w = meta.Partitioned(jnp.ones((2, 3)), names=(None, 'model'))
     >>> specs = meta.get_partition_spec({'w': w, 'b': jnp.ones(3), 'step': 0})
     >>> tuple(specs['w']), tuple(specs['b']), specs['step']
     ((None, 'model'), (), None)
+    >>> state = optax.adafactor(0.1, min_dim_size_to_factor=2).init({'w': w})
+    >>> specs = meta.get_partition_spec({'params': {'w': w}, 'state': state})
+    >>> averages = specs['state'][0]
+    >>> tuple(averages.v_row['w']), tuple(averages.v_col['w'])
+    ((None,), ('model',))
   """
-  return jax.tree_util.tree_map(_spec_of, tree, is_leaf=is_axis_metadata)
+  return _map_specs(lambda box, spec: spec, tree, params, keep_boxes)
 
 
-def _spec_of(x: Any) -> jax.sharding.PartitionSpec | None:
-  if hasattr(x, 'get_partition_spec'):
-    return x.get_partition_spec()
-  return jax.sharding.PartitionSpec() if hasattr(x, 'shape') else None
-
-
-def get_sharding(tree: Any, mesh: jax.sharding.Mesh) -> Any:
+def get_sharding(
+  tree: Any,
+  mesh: jax.sharding.Mesh,
+  *,
+  params: Any = None,
+  keep_boxes: bool = False,
+) -> Any:
   """Returns the sharding over a mesh of each array of a tree.
 
   Args:
-    tree: a pytree of arrays, boxed or not, or of their shapes.
+    tree: a pytree of arrays, boxed or not, or of their shapes; see
+      `get_partition_spec`.
     mesh: the mesh.
+    params: see `get_partition_spec`.
+    keep_boxes: see `get_partition_spec`.
 
   Returns:
     A tree with a NamedSharding for each array, boxed or not, and None for
     anything else.
   """
 
-  def sharding_of(x: Any) -> jax.sharding.Sharding | None:
-    if hasattr(x, 'get_sharding'):
-      return x.get_sharding(mesh)
-    spec = _spec_of(x)
+  def sharding_of(box: Any, spec: Any) -> Any:
+    if box is not None and spec == box.get_partition_spec():
+      return box.get_sharding(mesh)
     return None if spec is None else jax.sharding.NamedSharding(mesh, spec)
 
-  return jax.tree_util.tree_map(sharding_of, tree, is_leaf=is_axis_metadata)
+  return _map_specs(sharding_of, tree, params, keep_boxes)
+
+
+def _map_specs(
+  fn: Callable[[Any, Any], Any], tree: Any, params: Any, keep_boxes: bool
+) -> Any:
+  """Maps a function over each array's box, None without one, and its spec."""
+  known = _param_shapes(tree, params)
+
+  def in_box(path: Any, box: Any) -> Any:
+    shape = known.of(path)
+
+    def on_array(x: Any) -> Any:
+      return fn(box, _spec_of(x, box.get_partition_spec(), shape))
+
+    inner = _raw(box)
+    if _is_leaf(inner) and not keep_boxes:
+      return on_array(inner)
+    return box.replace_boxed(jax.tree_util.tree_map(on_array, inner))
+
+  def on_leaf(path: Any, x: Any) -> Any:
+    if isinstance(x, Partitioned):
+      return in_box(path, x)
+    if hasattr(x, 'get_partition_spec'):
+      return fn(x, x.get_partition_spec())
+    return fn(None, _spec_of(x, jax.sharding.PartitionSpec(), None))
+
+  return jax.tree_util.tree_map_with_path(
+    on_leaf, tree, is_leaf=is_axis_metadata
+  )
+
+
+def _param_shapes(tree: Any, params: Any) -> _specs.ParamShapes:
+  """Returns the shapes of the boxed parameters, those of a tree if not given."""
+  found = _specs.ParamShapes()
+  leaves, _ = jax.tree_util.tree_flatten_with_path(
+    tree if params is None else params, is_leaf=is_axis_metadata
+  )
+  for path, box in leaves:
+    place = _specs.place_of_param(path)
+    if place is None and params is not None:
+      place = path
+    if place is not None and isinstance(box, Partitioned):
+      shape = getattr(_raw(box), 'shape', ())
+      if len(shape) == len(box.names):
+        found.add(place, shape)
+  return found
+
+
+def _raw(box: Partitioned[Any]) -> Any:
+  inner = box.unbox(apply_constraint=False)
+  return _raw(inner) if isinstance(inner, Partitioned) else inner
+
+
+def _is_leaf(x: Any) -> bool:
+  return jax.tree_util.treedef_is_leaf(jax.tree_util.tree_structure(x))
+
+
+def _spec_of(x: Any, spec: Any, param_shape: Any) -> Any:
+  if not hasattr(x, 'shape'):
+    return None
+  return _specs.spec_for_shape(spec, param_shape, x.shape)

@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from haiku_state import _versions
 from haiku_state._versions import Format
-from haiku_state.core import meta
+from haiku_state.core import _specs, meta
 from haiku_state.typing import LogicalRules, Sharding
 
 
@@ -198,7 +198,7 @@ def shard_value(value, out_sharding, sharding_rules, mesh):
     target = NamedSharding(mesh, target)
   if isinstance(target, Format):
     return jax.lax.with_sharding_constraint(value, target)
-  return meta.constrain(value, target.spec, target.mesh)
+  return _specs.constrain(value, target.spec, target.mesh)
 
 
 def _one_mesh(given, own, out_sharding) -> Any:

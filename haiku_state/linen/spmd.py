@@ -16,7 +16,7 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from haiku_state import struct
-from haiku_state.core import meta
+from haiku_state.core import _specs, meta
 from haiku_state.core._initializers import as_linen
 from haiku_state.core.spmd import get_logical_axis_rules
 from haiku_state.typing import (
@@ -297,7 +297,7 @@ def _with_sharding_constraint(
   """Constrains an array to mesh axes, if there is a mesh."""
   if axis_resources is None:
     axis_resources = PartitionSpec()
-  return meta.constrain(x, axis_resources, mesh)
+  return _specs.constrain(x, axis_resources, mesh)
 
 
 class LogicallyPartitioned(meta.Partitioned[_A]):
