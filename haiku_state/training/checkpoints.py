@@ -24,6 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
+import numpy as np
 from absl import logging
 
 from haiku_state import _versions, errors, io, serialization
@@ -587,7 +588,9 @@ def restore_checkpoint(
   Args:
     ckpt_dir: the directory of checkpoints, or the path of one.
     target: an object with the structure of the one that was saved, whose
-      leaves' values do not matter. Without it, the result is a nested dict.
+      leaves' values do not matter. Without it, the result is a nested dict; of
+      arrays that Orbax saved on devices that this program does not have, it
+      holds NumPy arrays.
     step: the step to restore. If not given, the highest.
     prefix: the beginning of the names of the checkpoints.
     parallel: whether to read a large msgpack file by several threads.
@@ -684,7 +687,7 @@ def _restore_by_orbax(path, target, checkpointer, transforms):
   ocp = import_orbax()
   checkpointer = checkpointer or _default_checkpointer()
   if target is None:
-    restored = checkpointer.restore(path, item=None)
+    restored = _restore_without_target(path, checkpointer)
     return serialization.to_state_dict(restored)
   arguments: dict[str, Any] = {
     'restore_args': orbax_utils.restore_args_from_target(target)
@@ -695,6 +698,45 @@ def _restore_by_orbax(path, target, checkpointer, transforms):
     )
   restored = checkpointer.restore(path, item=target, **arguments)
   return _fill(target, serialization.to_state_dict(restored), path)
+
+
+def _restore_without_target(path, checkpointer):
+  """Restores arrays to where they were; as NumPy's if they were elsewhere.
+
+  Orbax notes the devices of each array. A program with other devices, or
+  fewer, has not those.
+  """
+  try:
+    return checkpointer.restore(path, item=None)
+  except Exception as error:
+    try:
+      arguments = _numpy_restore_args(checkpointer, path)
+      restored = checkpointer.restore(path, item=None, restore_args=arguments)
+    except Exception:
+      _versions.add_note(
+        error,
+        f'This is about the checkpoint {path}, which was restored without a'
+        ' target. Pass one: its arrays, or `jax.ShapeDtypeStruct`s with a'
+        ' `sharding`, say on which devices the restored ones go.',
+      )
+      raise error from None
+  logging.info('Restored %s, of other devices, as NumPy arrays.', path)
+  return restored
+
+
+def _numpy_restore_args(checkpointer, path):
+  """Makes arguments that ask for NumPy's arrays where JAX's were saved."""
+  ocp = import_orbax()
+  found = checkpointer.metadata(path)
+  found = getattr(found, 'item_metadata', found)
+  return jax.tree.map(
+    lambda x: (
+      ocp.RestoreArgs()
+      if getattr(x, 'sharding', None) is None
+      else ocp.RestoreArgs(restore_type=np.ndarray)
+    ),
+    getattr(found, 'tree', found),
+  )
 
 
 def _fill(target, state_dict, path):
