@@ -54,7 +54,7 @@ LAYERS = {
     training training.common_utils training.dynamic_scale
     training.early_stopping training.lr_schedule training.prefetch_iterator
     training.train_state training._checkpoint_paths
-    training._checkpoint_commit training._multiprocess_arrays training._orbax
+    training._checkpoint_commit training._multiprocess_arrays training._orbax training._waiting
     training.orbax_utils training.checkpoints""",
   'metrics': 'metrics metrics.tensorboard',
   'optim': """

@@ -29,6 +29,9 @@ DIFFERENT = {
   'flax.core.meta.get_sharding': 'more, by keyword only',
   'flax.linen.get_partition_spec': 'more, by keyword only',
   'flax.linen.get_sharding': 'more, by keyword only',
+  'flax.training.checkpoints.save_checkpoint_multiprocess': (
+    'one more, by keyword only'
+  ),
   'flax.core.init': 'one more, by keyword only: the Haiku name of the root',
 }
 
