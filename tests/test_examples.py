@@ -4,6 +4,7 @@ import importlib.util
 import pathlib
 import runpy
 
+import jax
 import numpy as np
 import pytest
 from layers_compare import quick_compilation as quick_compilation
@@ -75,3 +76,48 @@ def test_autoencoder(run_short):
   params, losses = run_short('autoencoder.py')
   assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
   assert set(params) == {'read', 'mean', 'log_var', 'unfold', 'write'}
+
+
+@pytest.fixture
+def many_devices(monkeypatch):
+  if not hasattr(jax, 'shard_map'):
+    pytest.skip('needs jax.shard_map')
+  monkeypatch.syspath_prepend(EXAMPLES)
+  return importlib.import_module('many_devices')
+
+
+def test_many_devices(many_devices, monkeypatch, capsys):
+  def run(*args):
+    return many_devices.main(['--short', *args])
+
+  by_jit = run()
+  out = ''.join(capsys.readouterr())
+  assert "v_col['Dense_0']['kernel'].value (64,)" in out
+  assert '(16, 64): ' in out and '(16, 32) on each device' in out
+  assert by_jit[-1] < 0.7 * by_jit[0]
+  in_all = run('--by', 'shard_map', '--optimizer', 'optim', '--in-haiku')
+  one = jax.sharding.Mesh(np.array([[jax.devices()[0]]]), ('data', 'model'))
+  monkeypatch.setattr(many_devices, 'make_mesh', lambda: one)
+  for losses in (in_all, run('--optimizer', 'optim')):
+    np.testing.assert_allclose(losses, by_jit, rtol=1e-5)
+
+
+def test_many_processes(many_devices, tmp_path):
+  pytest.importorskip('orbax.checkpoint')
+  options = ['--checkpoints', str(tmp_path)]
+  losses = many_devices.main(
+    ['--devices', '4', '--processes', '2', '--steps', '3', *options]
+  )
+  # It goes on in one process, with other devices.
+  losses += many_devices.main(['--steps', '2', *options])
+  np.testing.assert_allclose(losses, many_devices.main(['--short']), rtol=1e-5)
+
+
+def test_if_a_process_fails_all_end(many_devices, tmp_path, monkeypatch):
+  program = tmp_path / 'program.py'
+  program.write_text(
+    'import sys, time\nif sys.argv[-1] == "1": sys.exit(3)\ntime.sleep(100)'
+  )
+  monkeypatch.setattr(many_devices, '__file__', str(program))
+  with pytest.raises(SystemExit, match='Process 1 failed: all are ended'):
+    many_devices.main(['--processes', '2'])
