@@ -59,3 +59,43 @@ def test_measuring_counts_each_round(benchmarks):
   times = benchmarks.run.measure(timed, 3, depths=[0, 8])
   assert calls == ['a', 'b'] * 7  # Once to warm up.
   assert set(times) == {'a', 'b'} and all(t >= 0 for t in times.values())
+
+
+LIBRARIES = ('haiku_state', 'flax.linen', 'Haiku')
+SMALL = dict(layers=2, width=8, heads=2, vocabulary=16, length=4)
+
+
+@pytest.mark.parametrize('form', ['loop', 'scan'])
+def test_the_large_model_is_one_model(benchmarks, form):
+  pytest.importorskip('flax.linen')
+  from benchmarks import fresh
+
+  found = [fresh.large(library, form, **SMALL) for library in LIBRARIES]
+  assert len({row['parameters'] for row in found}) == 1
+  assert set(found[0]) == {'init', 'trace', 'lower', 'operations', 'parameters'}
+  # Ours and Flax's are the same program.
+  assert found[0]['operations'] == found[1]['operations'] > 100
+  if form == 'scan':
+    deeper = fresh.large('haiku_state', form, **{**SMALL, 'layers': 9})
+    assert deeper['operations'] == found[0]['operations']
+
+
+@pytest.mark.parametrize('library', LIBRARIES)
+def test_the_first_minute(benchmarks, library, monkeypatch):
+  from benchmarks import fresh, models
+
+  pytest.importorskip(fresh.LIBRARIES[library])
+  monkeypatch.setattr(models, 'transformer', lambda: models.lstm())
+  found = fresh.first(library, 'transformer, 12 layers')
+  assert set(found) == {'import jax', 'import', 'first init', 'first step'}
+
+
+def test_a_fresh_process_answers(benchmarks, monkeypatch, capsys):
+  from benchmarks import fresh
+
+  monkeypatch.chdir(ROOT)
+  found = fresh.in_a_process('large', library='Haiku', form='scan', **SMALL)
+  assert found['peak MiB'] > 10
+  fresh.show([('decoder', 'Haiku', {'init': 0.5, 'parameters': 2e9})])
+  out = capsys.readouterr().out
+  assert out.splitlines()[-1] == '| decoder | Haiku | 0.50 | 2.0 billion |'
