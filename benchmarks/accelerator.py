@@ -46,7 +46,7 @@ LIBRARIES = ('haiku_state', 'flax.linen', 'Haiku')
 TRAIN = {'use_running_average': False}
 
 
-def _in(transform: Callable[..., Any], **options: Any) -> Any:
+def _in(transform: str, **options: Any) -> Any:
   """Returns what makes a layer in a lifted transform."""
   return lambda nn: getattr(nn, transform)(nn.Dense, **options)(16)
 

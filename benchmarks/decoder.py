@@ -91,7 +91,7 @@ def _haiku(size: Size, scanned: bool, tokens: jax.Array) -> jax.Array:
 
   x = hk.Embed(size.vocabulary, size.width)(tokens)
   if scanned:
-    x = hk.experimental.layer_stack(size.layers)(hk.remat(block))(x)
+    x = hk.layer_stack(size.layers)(hk.remat(block))(x)
   else:
     for _ in range(size.layers):
       x = block(x)

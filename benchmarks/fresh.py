@@ -9,7 +9,9 @@ the step is lowered. `first`: import, the first initialization and the first
 compiled step of ResNet-50 and of a transformer.
 
 Each row of each library is a process of its own, whose peak of resident memory is
-told, too. What belongs to JAX alone, its import, is a column of its own.
+told, too. What belongs to JAX alone, its import, is a column of its own. Seconds
+are those that the process, with all its threads, had the CPU, so that a busy
+machine changes little.
 """
 
 from __future__ import annotations
@@ -34,17 +36,17 @@ MODELS = {'ResNet-50': 'resnet50', 'transformer, 12 layers': 'transformer'}
 
 
 class Watch:
-  """Times one part of a program after the other."""
+  """Takes the CPU time of one part of a program after the other."""
 
   def __init__(self) -> None:
     self.times: dict[str, float] = {}
-    self.start = time.perf_counter()
+    self.start = time.process_time()
 
   def note(self, name: str, result: Any = None) -> Any:
     """Notes the time since the last note, and hands the result through."""
-    now = time.perf_counter()
+    now = time.process_time()
     self.times[name] = now - self.start
-    self.start = time.perf_counter()
+    self.start = time.process_time()
     return result
 
 
