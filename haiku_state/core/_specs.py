@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec
 from haiku_state import _versions
 
 _Shape = tuple[int, ...]
+_Path = tuple[Any, ...]
 
 
 def constrain(
@@ -148,32 +149,38 @@ def _named(names: Sequence[Any], axes: Sequence[int | None]) -> PartitionSpec:
 class ParamShapes:
   """The shapes of parameters, by where they are in a tree.
 
-  What an optimizer keeps of a parameter is found by the end of its path:
+  What an optimizer keeps of a parameter has its names, and the end of its path:
   `.params['dense']['kernel']` and `.opt_state[0].mu['dense']['kernel']`.
   """
 
   def __init__(self) -> None:
-    self._shapes: dict[tuple[Any, ...], _Shape] = {}
+    self._shapes: dict[tuple[PartitionSpec, _Path], _Shape] = {}
 
-  def add(self, place: tuple[Any, ...], shape: _Shape) -> None:
+  def add(self, place: _Path, spec: PartitionSpec, shape: _Shape) -> None:
     """Adds a parameter.
 
     Args:
       place: its path in the tree of parameters, as JAX gives it.
-      shape: its shape. Of several at one place the largest counts: nothing that
-        is made of a parameter by reducing it is larger.
+      spec: its spec.
+      shape: its shape. Of several at one place the largest counts, if it has as
+        many axes as the spec: nothing that is made of a parameter by reducing
+        it is larger.
     """
-    known = self._shapes.get(place)
-    if known is None or math.prod(shape) > math.prod(known):
-      self._shapes[place] = shape
 
-  def of(self, path: tuple[Any, ...]) -> _Shape | None:
+    def rank(shape: _Shape) -> tuple[bool, int]:
+      return len(shape) == len(spec), math.prod(shape)
+
+    known = self._shapes.get((spec, place))
+    if known is None or rank(shape) > rank(known):
+      self._shapes[spec, place] = shape
+
+  def of(self, path: _Path, spec: PartitionSpec) -> _Shape | None:
     """Returns the shape of the parameter that an array belongs to, or None."""
-    ends = (path[i:] for i in range(len(path) + 1))
+    ends = ((spec, path[i:]) for i in range(len(path) + 1))
     return next((self._shapes[e] for e in ends if e in self._shapes), None)
 
 
-def place_of_param(path: tuple[Any, ...]) -> tuple[Any, ...] | None:
+def place_of_param(path: _Path) -> _Path | None:
   """Returns where a parameter is below what holds parameters, or None.
 
   Args:

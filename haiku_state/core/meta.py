@@ -448,9 +448,10 @@ def get_sharding(
     anything else.
   """
 
-  def sharding_of(box: Any, spec: Any) -> Any:
-    if box is not None and spec == box.get_partition_spec():
-      return box.get_sharding(mesh)
+  def sharding_of(x: Any, spec: Any) -> Any:
+    # A box may have its own idea, which is about what has its own spec.
+    if hasattr(x, 'get_sharding') and spec == _own_spec(x):
+      return x.get_sharding(mesh)
     return None if spec is None else jax.sharding.NamedSharding(mesh, spec)
 
   return _map_specs(sharding_of, tree, params, keep_boxes)
@@ -459,14 +460,17 @@ def get_sharding(
 def _map_specs(
   fn: Callable[[Any, Any], Any], tree: Any, params: Any, keep_boxes: bool
 ) -> Any:
-  """Maps a function over each array's box, None without one, and its spec."""
+  """Maps a function over each array, or the box around it, and its spec."""
   known = _param_shapes(tree, params)
 
   def in_box(path: Any, box: Any) -> Any:
-    shape = known.of(path)
+    spec = box.get_partition_spec()
+    shape = known.of(path, spec)
 
     def on_array(x: Any) -> Any:
-      return fn(box, _spec_of(x, box.get_partition_spec(), shape))
+      if not hasattr(x, 'shape'):
+        return fn(x, None)
+      return fn(box, _specs.spec_for_shape(spec, shape, x.shape))
 
     inner = _raw(box)
     if _is_leaf(inner) and not keep_boxes:
@@ -474,11 +478,9 @@ def _map_specs(
     return box.replace_boxed(jax.tree_util.tree_map(on_array, inner))
 
   def on_leaf(path: Any, x: Any) -> Any:
-    if isinstance(x, Partitioned):
-      return in_box(path, x)
-    if hasattr(x, 'get_partition_spec'):
-      return fn(x, x.get_partition_spec())
-    return fn(None, _spec_of(x, jax.sharding.PartitionSpec(), None))
+    return (
+      in_box(path, x) if isinstance(x, Partitioned) else fn(x, _own_spec(x))
+    )
 
   return jax.tree_util.tree_map_with_path(
     on_leaf, tree, is_leaf=is_axis_metadata
@@ -496,9 +498,8 @@ def _param_shapes(tree: Any, params: Any) -> _specs.ParamShapes:
     if place is None and params is not None:
       place = path
     if place is not None and isinstance(box, Partitioned):
-      shape = getattr(_raw(box), 'shape', ())
-      if len(shape) == len(box.names):
-        found.add(place, shape)
+      if hasattr(_raw(box), 'shape'):
+        found.add(place, box.get_partition_spec(), _raw(box).shape)
   return found
 
 
@@ -511,7 +512,7 @@ def _is_leaf(x: Any) -> bool:
   return jax.tree_util.treedef_is_leaf(jax.tree_util.tree_structure(x))
 
 
-def _spec_of(x: Any, spec: Any, param_shape: Any) -> Any:
-  if not hasattr(x, 'shape'):
-    return None
-  return _specs.spec_for_shape(spec, param_shape, x.shape)
+def _own_spec(x: Any) -> jax.sharding.PartitionSpec | None:
+  if hasattr(x, 'get_partition_spec'):
+    return x.get_partition_spec()
+  return jax.sharding.PartitionSpec() if hasattr(x, 'shape') else None

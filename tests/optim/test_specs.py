@@ -32,6 +32,8 @@ PARAMS = {
 MESH_AXES = ('data', 'model')
 is_box = nn.meta.is_axis_metadata
 
+pytestmark = pytest.mark.filterwarnings('ignore::DeprecationWarning')
+
 
 def make_params(box=nn.Partitioned):
   rng = np.random.default_rng(0)
@@ -174,19 +176,6 @@ def test_a_state_is_made_where_it_is_to_be(mesh):
   assert v_col.addressable_shards[0].data.shape == (8,)
 
 
-def kernel_specs(tree):
-  specs = nn.get_partition_spec(tree, keep_boxes=True)
-  return {
-    (jax.tree_util.keystr(path[-1:]), shape): spec
-    for (path, spec), shape in zip(
-      jax.tree_util.tree_leaves_with_path(
-        nn.meta.map_axis_meta(lambda box: box.value, specs)
-      ),
-      map(jnp.shape, jax.tree.leaves(tree)),
-    )
-  }
-
-
 def test_axes_that_are_reduced_lose_their_names():
   definition = optim.WeightNorm(factored())
   state = definition.create(make_params()).state.param_states
@@ -230,6 +219,49 @@ def test_boxes_without_parameters_are_as_they_were():
   # Fewer axes than names cannot be what the names are of.
   lost = {'v_row': nn.Partitioned(jnp.ones(2), ('data', 'model'))}
   assert nn.get_partition_spec(lost) == {'v_row': PartitionSpec()}
+
+
+def test_a_variable_is_not_taken_for_what_is_made_of_a_parameter():
+  variables = {
+    'params': {'w': nn.Partitioned(jnp.ones((8, 4)), ('data', 'model'))},
+    'cache': {
+      'layer': {'w': nn.Partitioned(jnp.ones((2, 6)), ('model', 'data'))},
+      'w': nn.Partitioned(jnp.ones((3, 6)), (None, 'data')),
+    },
+  }
+  # One name for two axes is enough; the box of a parameter may have fewer.
+  variables['params']['layer'] = {
+    'w': nn.Partitioned(jnp.ones((2, 6)), ('data',))
+  }
+  specs = nn.get_partition_spec(variables)
+  flat = dict(jax.tree_util.tree_leaves_with_path(specs))
+  for path, box in jax.tree_util.tree_leaves_with_path(
+    variables, is_leaf=is_box
+  ):
+    assert flat[path] == PartitionSpec(*box.names)
+
+
+def test_boxes_with_an_idea_of_their_own(mesh):
+  where = NamedSharding(mesh, PartitionSpec('model'))
+
+  class Own(nn.meta.AxisMetadata):
+    unbox = replace_boxed = add_axis = remove_axis = None
+
+    def get_sharding(self, mesh):
+      return where
+
+  class OnlySpec(Own):
+    get_sharding = property()
+
+    def get_partition_spec(self):
+      return PartitionSpec('data')
+
+  tree = {'a': Own(), 'b': OnlySpec()}
+  assert nn.get_partition_spec(tree) == {'a': None, 'b': PartitionSpec('data')}
+  assert nn.get_sharding(tree, mesh) == {
+    'a': where,
+    'b': NamedSharding(mesh, PartitionSpec('data')),
+  }
 
 
 def test_parameters_of_one_name_are_told_by_their_path(mesh):
