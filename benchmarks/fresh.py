@@ -22,7 +22,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 # Nothing else is imported here: that is what is measured.
@@ -32,7 +32,7 @@ LIBRARIES = {
   'flax.linen': 'flax.linen',
   'Haiku': 'haiku',
 }
-MODELS = {'ResNet-50': 'resnet50', 'transformer, 12 layers': 'transformer'}
+MODELS = {'transformer, 12 layers': 'transformer', 'ResNet-50': 'resnet50'}
 
 
 class Watch:
@@ -156,15 +156,17 @@ def answer(call: str) -> None:
   print(json.dumps({**found, 'peak MiB': peak_memory()}))
 
 
-def show(rows: list[tuple[str, str, dict[str, float]]]) -> None:
-  """Prints rows of (workload, library, figures) as a table in Markdown."""
-  names = list(rows[0][2])
-  for row in (
-    ['workload', 'library', *names],
-    ['---'] * (len(names) + 2),
-    *([where, lib, *map(_shown, found.values())] for where, lib, found in rows),
-  ):
-    print('| ' + ' | '.join(row) + ' |')
+def show(rows: Iterable[tuple[str, str, dict[str, float]]]) -> None:
+  """Prints rows of (workload, library, figures) as they come, in Markdown."""
+  for number, (where, library, found) in enumerate(rows):
+    if number == 0:
+      _print_row('workload', 'library', *found)
+      _print_row(*['---'] * (len(found) + 2))
+    _print_row(where, library, *map(_shown, found.values()))
+
+
+def _print_row(*cells: str) -> None:
+  print('| ' + ' | '.join(cells) + ' |', flush=True)
 
 
 def _shown(value: float) -> str:
@@ -191,11 +193,9 @@ def main() -> None:
     sets = [(model, {'model': model}) for model in MODELS]
   # The libraries take turns, as a busy machine slows all of them.
   show(
-    [
-      (name, library, in_a_process(options.what, library=library, **arguments))
-      for name, arguments in sets
-      for library in LIBRARIES
-    ]
+    (name, library, in_a_process(options.what, library=library, **arguments))
+    for name, arguments in sets
+    for library in LIBRARIES
   )
 
 
