@@ -10,7 +10,7 @@ import functools
 import inspect
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import haiku as hk
@@ -27,6 +27,10 @@ traceback_util.register_exclusion(os.path.dirname(hk.__file__))
 
 # Of what is lifted by us. Forced, so that no other name is counted after it.
 LIFTED_NAME = hk.force_name('haiku_state_run')
+
+
+# Keys by the name of the module, as a set that is ordered.
+Names = dict[str, dict[str, None]]
 
 
 class Missing(Exception):
@@ -312,6 +316,18 @@ def put_as_is(params: Bundles, state: Bundles) -> None:
   }
   if not any(params.values()) and not any(state.values()):
     return
+  _lifting(lambda: (params, state))()
+
+
+def _lifting(make: Callable[[], tuple[Bundles, Bundles]]) -> Callable[[], Any]:
+  """Returns a function by which Haiku lifts bundles into the frame as they are.
+
+  Args:
+    make: returns what is put into the frame of an `init`, under whole names.
+
+  Returns:
+    A function that puts it there; in `apply` it returns what the frame holds.
+  """
   made: list[Any] = []
 
   def take(next_f: Any, args: Any, kwargs: Any, context: Any) -> Any:
@@ -321,17 +337,30 @@ def put_as_is(params: Bundles, state: Bundles) -> None:
   was = hk_experimental.module_auto_repr(False)
   try:
     with hk.intercept_methods(take):
-      # What Haiku lifts goes into the frame as it is.
-      _, updater = hk.lift_with_state(
-        lambda: (params, state), name=LIFTED_NAME, allow_reuse=True
-      )
+      _, updater = hk.lift_with_state(make, name=LIFTED_NAME, allow_reuse=True)
   finally:
     hk_experimental.module_auto_repr(was)
   updater.ignore_update()
   lifting = made[-1]
   lifting.prefix_name = ''  # The names are whole ones.
   # It is no module of the user's: no interceptor is told of the call.
-  inspect.unwrap(type(lifting).__call__)(lifting)
+  return functools.partial(inspect.unwrap(type(lifting).__call__), lifting)
+
+
+def write_as_is(path: str, key: str, value: Any) -> None:
+  """Sets the current value of state to one that setters have seen already.
+
+  They are called once more, and what they make of it is not taken.
+  """
+
+  def take(next_setter: Any, changed: Any, context: Any) -> Any:
+    del changed, context
+    release(next_setter)
+    return value
+
+  # Haiku asks last the setter that was registered last.
+  with hk.custom_setter(take):
+    write_state(path, key, value)
 
 
 def shape_of(value: Any) -> tuple[int, ...]:
@@ -345,24 +374,53 @@ def dtype_of(value: Any) -> Any:
   return getattr(value, 'dtype', np.float32)
 
 
-def frame_variables(root: str) -> dict[str, Any]:
+def frame_variables(root: str, made: tuple[Names, Names]) -> dict[str, Any]:
   """Returns what the frame holds at and below a module.
 
   The cost grows with all that the frame holds.
+
+  Args:
+    root: Haiku's name of the module.
+    made: the names of parameters, and of state, that were made by it. Inside of
+      `hk.remat` and the like Haiku does not list them before those end.
   """
-  params, names = hk.get_params(), hk.get_current_state()
-  # Inside of `hk.scan` and the like the values there are those from outside.
-  state = {
-    path: at(path, _current_values, path, bundle)
-    for path, bundle in _bundles.below(names, root).items()
-  }
-  variables = _bundles.from_haiku(_bundles.below(params, root), {}, root)
+  if hk.running_init():
+    params, state = hk.get_params(), hk.get_current_state()
+    params, state = _bundles.below(params, root), _bundles.below(state, root)
+    made_params, made_state = (_bundles.below(names, root) for names in made)
+    for path, names in made_params.items():
+      listed = params.get(path, {})
+      more = [key for key in names if key not in listed]
+      if more:
+        params[path] = {**listed, **_values(read_any_param, path, more)}
+    # Inside of them, the values that Haiku lists are those from outside.
+    state = {
+      path: _values(find_state, path, {**dict.fromkeys(listed), **names})
+      for path, listed, names in _joined(state, made_state)
+    }
+  else:
+    params, state = _lifting(lambda: ({}, {}))()
+    params, state = _bundles.below(params, root), _bundles.below(state, root)
+  variables = _bundles.from_haiku(params, {}, root)
   _bundles.gather_state(variables, state, root, lambda col: True)
   return variables
 
 
-def _current_values(path: str, names: Any) -> dict[str, Any]:
-  return {key: read_state(path, key) for key in names}
+def _joined(first: Any, second: Any) -> Iterator[tuple[str, Any, Any]]:
+  """Yields the keys of either mapping, with the values of both."""
+  for key in {**first, **second}:
+    yield key, first.get(key, {}), second.get(key, {})
+
+
+def _values(read: Callable[[str, str], Any], path: str, keys: Any) -> Any:
+  """Returns those values of a bundle that are there."""
+  found = {}
+  for key in keys:
+    try:
+      found[key] = at(path, read, path, key)
+    except Missing:
+      pass  # What made it was not kept, as in `hk.eval_shape`.
+  return found
 
 
 def frame_is_current() -> bool:
