@@ -303,6 +303,8 @@ def _run(entered: list[_Entered], rng: Any, body: Callable[[], Any]) -> Any:
   for e in entered:
     if e.initializing:
       e.frame.take_first(e.path, state, first)
+    if e.frame.first is not None:
+      e.frame.first = first  # Of these, creators have made what they wanted.
   return out, params, state
 
 
