@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import haiku as hk
 import jax
-import jax.core
 
 from haiku_state.core import _bundles, _haiku_run, _haiku_words, _names, tracers
 from haiku_state.core._in_haiku import InHaiku

@@ -21,8 +21,6 @@ from haiku_state.core.frozen_dict import FrozenDict, freeze
 from haiku_state.training import _checkpoint_commit, checkpoints
 from haiku_state.training.train_state import TrainState
 
-pytestmark = pytest.mark.filterwarnings('ignore::DeprecationWarning')
-
 
 @pytest.fixture
 def flax_checkpoints():
