@@ -54,6 +54,7 @@ from haiku_state.linen._module.methods import nowrap as nowrap
 from haiku_state.linen._module.methods import (
   wrap_method_once as wrap_method_once,
 )
+from haiku_state.linen._module.pure_methods import pure_method
 from haiku_state.linen._module.repr import module_repr
 from haiku_state.linen._module.sharing import (
   compact_name_scope as compact_name_scope,
@@ -602,6 +603,7 @@ class Module(ModuleBase, HaikuModule, metaclass=ModuleMeta):  # type: ignore
 
   # --- Pure functions ---
 
+  @pure_method
   @traceback_util.api_boundary
   def init(
     self,
@@ -669,6 +671,7 @@ class Module(ModuleBase, HaikuModule, metaclass=ModuleMeta):  # type: ignore
     **kwargs: Any,
   ) -> tuple[Any, FrozenDict[str, Any]]: ...
 
+  @pure_method
   @traceback_util.api_boundary
   def init_with_output(
     self,
@@ -769,6 +772,7 @@ class Module(ModuleBase, HaikuModule, metaclass=ModuleMeta):  # type: ignore
     **kwargs: Any,
   ) -> Any: ...
 
+  @pure_method
   @traceback_util.api_boundary
   def apply(
     self,
@@ -804,6 +808,7 @@ class Module(ModuleBase, HaikuModule, metaclass=ModuleMeta):  # type: ignore
     run = apply(fn, self, mutable, capture_intermediates)
     return run(variables, *args, **kwargs, rngs=rngs)
 
+  @pure_method
   @traceback_util.api_boundary
   def lazy_init(
     self,
