@@ -52,13 +52,15 @@ def _add_run(commands) -> None:
   parser = commands.add_parser(
     'run',
     usage=(
-      'haiku-state run [--dicts | --frozen] FILE [ARGS ...]\n'
-      '       haiku-state run [--dicts | --frozen] -m MODULE [ARGS ...]'
+      'haiku-state run [--dicts | --frozen] [--no-old-jax] FILE [ARGS ...]\n'
+      '       haiku-state run [--dicts | --frozen] [--no-old-jax] -m MODULE'
+      ' [ARGS ...]'
     ),
     help='run a program written for Flax as it is',
     description=(
       'Runs a program written for Flax as it is: `import flax` gives the'
-      ' modules of haiku_state. FILE is a script, or a document (.rst, .txt,'
+      ' modules of haiku_state, and names that JAX has removed, such as'
+      ' jax.tree_map, are there again where they are small. FILE is a script, or a document (.rst, .txt,'
       ' .md, .ipynb) whose blocks run in order in one namespace, or - for the'
       ' standard input.'
     ),
@@ -79,6 +81,12 @@ def _add_run(commands) -> None:
     help='init and apply return FrozenDicts, as in Flax before',
   )
   parser.add_argument(
+    '--no-old-jax',
+    dest='old_jax',
+    action='store_false',
+    help='leave JAX as it is, without the names that it has removed',
+  )
+  parser.add_argument(
     '-m', dest='module', action='store_true', help='FILE is a module'
   )
   # One argument, so that an error names what is missing, and nothing more.
@@ -94,7 +102,7 @@ def _do_run(args: argparse.Namespace) -> int:
     run = _run.start_module if args.module else _run.start_path
   else:
     run = _run.run_module if args.module else _run.run_path
-  return run(target, rest, args.frozen)
+  return run(target, rest, args.frozen, old_jax=args.old_jax)
 
 
 def _add_port(commands) -> None:
