@@ -130,6 +130,11 @@ def _add_port(commands) -> None:
     '--check', action='store_true', help='only name the files that would change'
   )
   parser.add_argument(
+    '--modernize',
+    action='store_true',
+    help='also rewrite names that JAX has removed, such as jax.tree_map',
+  )
+  parser.add_argument(
     '--follow-links',
     action='store_true',
     help='also port files outside of a folder to which links in it lead',
@@ -148,7 +153,7 @@ def _do_port(args: argparse.Namespace) -> int:
     print(f'{link}: left, as it leads out of the folder (see --follow-links).')
   for path in paths:
     try:
-      ported = _port.port(path)
+      ported = _port.port(path, args.modernize)
       if ported.after != ported.before:
         _show(ported, args)
         changed += 1
@@ -162,8 +167,7 @@ def _do_port(args: argparse.Namespace) -> int:
       print(f'haiku-state: {e}', file=sys.stderr)
       return 2
     for where, finding in ported.findings:
-      kind = 'is missing' if finding.missing else 'differs'
-      print(f'{where}: {finding.name} {kind}. {finding.advice}')
+      print(f'{where}: {finding.name} {finding.kind}. {finding.advice}')
       if finding.missing:
         status = max(status, 1)
   for package in sorted(packages - {None}):

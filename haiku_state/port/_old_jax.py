@@ -86,9 +86,7 @@ def _given(
   found = _restored(row)
   if found is None:
     last = row.name.rpartition('.')[2]
-    raise AttributeError(
-      _old_names.missing_message(row), name=last, obj=module
-    )
+    raise AttributeError(_old_names.missing_message(row), name=last, obj=module)
   _note(row, frame)
   return found
 

@@ -92,9 +92,7 @@ OLD_NAMES = (
     'jax.process_index',
   ),
   Old('jax.host_count', '', 'jax.process_count'),
-  Old(
-    'jax.host_ids', '', write='`range(jax.process_count())`', put_back=True
-  ),
+  Old('jax.host_ids', '', write='`range(jax.process_count())`', put_back=True),
   Old(
     'jax.device_put_sharded',
     '0.10.0',
@@ -137,10 +135,14 @@ OLD_NAMES = (
     ' `jax.interpreters.ad`, whichever it was used for',
   ),
   Old('jax.prng', '0.4.24', write='`jax.extend.random`'),
-  Old(
-    'jax.abstract_arrays.ShapedArray', '0.4.16', 'jax.core.ShapedArray'
-  ),
+  Old('jax.abstract_arrays', '0.4.16', write='`jax.core.ShapedArray`'),
+  Old('jax.abstract_arrays.ShapedArray', '0.4.16', 'jax.core.ShapedArray'),
   Old('jax.ShapedArray', '0.4.14', 'jax.core.ShapedArray'),
+  Old(
+    'jax.util',
+    '0.9.0',
+    write='functions of your own, or of `functools` and `itertools`',
+  ),
   Old('jax.util.partial', '0.2.22', 'functools.partial'),
   Old(
     'jax.util.safe_map',
@@ -179,9 +181,7 @@ OLD_NAMES = (
   Old('jax.numpy.alltrue', '0.4.16', 'jax.numpy.all'),
   Old('jax.numpy.round_', '0.5.3', 'jax.numpy.round'),
   Old('jax.numpy.fix', '0.10.0', 'jax.numpy.trunc'),
-  Old(
-    'jax.numpy.msort', '0.4.9', write='`jnp.sort(x, axis=0)`', put_back=True
-  ),
+  Old('jax.numpy.msort', '0.4.9', write='`jnp.sort(x, axis=0)`', put_back=True),
   Old(
     'jax.numpy.in1d',
     '0.4.24',
@@ -191,6 +191,7 @@ OLD_NAMES = (
   Old('jax.numpy.NINF', '0.4.24', write='`-jnp.inf`', put_back=True),
   Old('jax.scipy.linalg.tril', '0.4.24', 'jax.numpy.tril'),
   Old('jax.scipy.linalg.triu', '0.4.24', 'jax.numpy.triu'),
+  Old('jax.scipy.misc', '0.2.9', write='`jax.scipy.special.logsumexp`'),
   Old('jax.scipy.misc.logsumexp', '0.2.9', 'jax.scipy.special.logsumexp'),
   # --- Operations and layers ---
   Old('jax.lax.tie_in', '0.4.30', write='`y` alone', put_back=True),
@@ -222,9 +223,7 @@ OLD_NAMES = (
     '0.7.0',
     'jax.errors.ConcretizationTypeError',
   ),
-  Old(
-    'jax.core.raise_to_shaped', '0.6.0', write='its argument', put_back=True
-  ),
+  Old('jax.core.raise_to_shaped', '0.6.0', write='its argument', put_back=True),
   Old('jax.core.Shape', '0.4.30', write='`Sequence[int]`', put_back=True),
   Old('jax.core.unit', '0.4.6', write='`None`'),
   Old(
@@ -303,9 +302,7 @@ OLD_NAMES = (
     write='`jax.shard_map`, or `jax.jit` with shardings',
   ),
   Old('jax.experimental.maps.Mesh', '0.4.12', 'jax.sharding.Mesh'),
-  Old(
-    'jax.experimental.PartitionSpec', '0.4.12', 'jax.sharding.PartitionSpec'
-  ),
+  Old('jax.experimental.PartitionSpec', '0.4.12', 'jax.sharding.PartitionSpec'),
   Old(
     'jax.experimental.pjit.PartitionSpec',
     '0.4.12',
@@ -352,6 +349,9 @@ OLD_NAMES = (
   ),
 )
 
+# What was a module and is an object today: an import of it imports this.
+IMPORTED_AS = {'jax.config': 'jax'}
+
 _BY_NAME = {row.name: row for row in OLD_NAMES}
 # The modules of which parts are put back, though they are no more.
 PARTS: dict[str, list[Old]] = {}
@@ -372,6 +372,24 @@ def row_around(name: str) -> Old | None:
       return _BY_NAME[name]
     name = name.rpartition('.')[0]
   return None
+
+
+def successor(name: str) -> str | None:
+  """Returns the dotted name of what is the same today.
+
+  Args:
+    name: a dotted name, of something in the table or of a part of it.
+
+  Returns:
+    The new name, or None if there is none, or the name is in no row.
+
+  >>> successor('jax.experimental.stax.Dense')
+  'jax.example_libraries.stax.Dense'
+  """
+  new = name
+  while (row := row_around(new)) is not None and row.same:
+    new = row.same + new.removeprefix(row.name)
+  return None if new == name else new
 
 
 def missing_message(row: Old) -> str:

@@ -68,7 +68,9 @@ def test_table_is_true(row):
   if parent == 'jax.config':
     return  # There it is an object.
   # And under its whole name.
-  run(f'import jax\ntry:\n  import {parent}\nexcept ImportError:\n  pass\n{row.name}')
+  run(
+    f'import jax\ntry:\n  import {parent}\nexcept ImportError:\n  pass\n{row.name}'
+  )
 
 
 def test_rows_are_of_one_name_each():
@@ -136,7 +138,9 @@ def test_shuffle_gives_the_numbers_that_it_gave():
   same = jax.random.permutation(KEY, X, independent=True)
   np.testing.assert_array_equal(found, same)
   # As jax 0.2.9 to 0.4.30 have it.
-  found = run('import jax\nfound = jax.random.shuffle(KEY, jax.numpy.arange(5))')
+  found = run(
+    'import jax\nfound = jax.random.shuffle(KEY, jax.numpy.arange(5))'
+  )
   assert found.tolist() == [0, 1, 4, 3, 2]
 
 
@@ -206,7 +210,9 @@ def test_it_is_a_choice():
 
 def test_jax_says_what_it_says():
   with installed():
-    with pytest.raises(AttributeError, match="'jax' has no attribute 'nothing'"):
+    with pytest.raises(
+      AttributeError, match="'jax' has no attribute 'nothing'"
+    ):
       jax.nothing
     with pytest.raises(ModuleNotFoundError, match=r'jax\.nothing'):
       importlib.import_module('jax.nothing')
