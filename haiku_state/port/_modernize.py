@@ -374,8 +374,10 @@ class _Program:
   def _begin(self) -> int:
     """Returns the place of the first statement that imports may precede."""
     for statement in self.tree.body:
-      is_docstring = isinstance(statement, ast.Expr) and isinstance(
-        statement.value, ast.Constant
+      is_docstring = (
+        isinstance(statement, ast.Expr)
+        and isinstance(statement.value, ast.Constant)
+        and isinstance(statement.value.value, str)
       )
       is_future = (
         isinstance(statement, ast.ImportFrom)

@@ -148,7 +148,12 @@ def test_rewrite(before):
 
 def test_what_is_rewritten_is_not_reported_any_more():
   for before, after in REWRITES.items():
-    if after is not None and 'other' not in after and 'f = ' not in after:
+    if (
+      after is not None
+      and 'other' not in after
+      and 'f = ' not in after
+      and 'True)' not in after
+    ):
       assert _modernize.find_old(ast.parse(before))
       assert not _modernize.find_old(ast.parse(after)), after
 
