@@ -423,23 +423,29 @@ def _on_old_names(uses: Sequence[_old_jax.Use]) -> Iterator[str]:
   if not uses:
     return
   yield 'haiku-state run: JAX has removed names that were put back for this run:'
-  places: dict[_old_names.Old, list[str]] = {}
-  for use in uses:
-    where = f'{_shown(use.filename)}:{use.line}'
-    places.setdefault(use.row, []).append(where)
-  for row, found in places.items():
+  places: dict[_old_names.Old, dict[str, None]] = {}
+  for use in sorted(uses, key=lambda use: (use.row.name, *use[1:])):
+    places.setdefault(use.row, {})[_shown(use)] = None
+  for row, found in ((row, list(found)) for row, found in places.items()):
     more = f' and {len(found) - 3} more' if len(found) > 3 else ''
     yield f'  {row.name} ({", ".join(found[:3])}{more}). {row.advice}'
   if any(row.is_rewritten for row in places):
     yield '`haiku-state port --modernize` rewrites most of them.'
 
 
-def _shown(filename: str) -> str:
-  """Returns the name of a file from here, if it is below."""
+def _shown(use: _old_jax.Use) -> str:
+  """Returns a place for people: a file is told from here, if it is below."""
+  if example := _EXAMPLE.match(use.filename):
+    return example.group(1)
   try:
-    return str(pathlib.Path(filename).relative_to(os.getcwd()))
+    path = pathlib.Path(use.filename).relative_to(os.getcwd())
   except (ValueError, OSError):
-    return filename
+    path = use.filename
+  return f'{path}:{use.line}'
+
+
+# The name that doctest makes of that of a block.
+_EXAMPLE = re.compile(r'<doctest (.*)\[\d+\]>$')
 
 
 # --- Documents ---------------------------------------------------------------
