@@ -87,26 +87,78 @@ def _imported(
       yield alias, str(node.module) + ('' if star else f'.{alias.name}')
 
 
-def find_edits(
-  text: str, before: Iterable[ast.Module] = (), in_lines: bool = True
-) -> list[Edit]:
-  """Returns what to change in a program.
+def find_edits(text: str) -> list[Edit]:
+  """Returns what to change in a program."""
+  return _Program(text, [], {}, in_lines=True).edits()
+
+
+def find_edits_of_pieces(
+  sources: Sequence[str], in_lines: bool
+) -> list[list[Edit]]:
+  """Returns what to change in pieces that run in order in one namespace.
+
+  Args:
+    sources: the pieces. One that cannot be parsed is left.
+    in_lines: whether an import that is added may have a line of its own.
+
+  Returns:
+    The edits of each piece.
+  """
+  trees = [_parsed(source) for source in sources]
+  found: list[list[Edit]] = [[] for _ in sources]
+  later: dict[str, bool] = {}
+  # From the last: an import is of no more use when what follows is rewritten.
+  for number in reversed(range(len(sources))):
+    tree, source = trees[number], sources[number]
+    if tree is None:
+      continue
+    before = [other for other in trees[:number] if other is not None]
+    found[number] = _Program(source, before, later, in_lines).edits()
+    after = _parsed(apply(source, found[number]))
+    left = _names_in(after) if after is not None else set()
+    for name in _names_in(tree) | left:
+      later[name] = later.get(name, False) or name in left
+  return found
+
+
+def apply(text: str, edits: Sequence[Edit]) -> str:
+  """Returns a text with pieces replaced."""
+  for edit in sorted(edits, reverse=True):
+    text = text[: edit.start] + edit.text + text[edit.end :]
+  return text
+
+
+def _parsed(source: str) -> ast.Module | None:
+  try:
+    return ast.parse(source)
+  except (SyntaxError, ValueError, RecursionError, MemoryError):
+    return None
+
+
+def _names_in(tree: ast.Module) -> set[str]:
+  return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+
+
+class _Program:
+  """A program, and what is changed in it.
 
   Args:
     text: the program.
     before: what runs before it in the same namespace.
+    later: the names that are used in what runs after it, each with whether that
+      is so when it is rewritten.
     in_lines: whether an import that is added may have a line of its own.
   """
-  return _Program(text, before, in_lines).edits()
-
-
-class _Program:
-  """A program, and what is changed in it."""
 
   def __init__(
-    self, text: str, before: Iterable[ast.Module], in_lines: bool
+    self,
+    text: str,
+    before: Iterable[ast.Module],
+    later: dict[str, bool],
+    in_lines: bool,
   ) -> None:
     self.text = text
+    self.later = later
     self.in_lines = in_lines
     self.tree = ast.parse(text)
     self.uses, self.imports = _uses.read(self.tree, before)
@@ -317,7 +369,12 @@ class _Program:
       for use in self.uses
       if use.root == name and _uses.binding(use.scope, name) is statement.scope
     ]
-    return bool(uses) and all(id(use.node) in self.done for use in uses)
+    if statement.scope.outer is None and self.later.get(name):
+      return False
+    is_used = bool(uses) or (
+      statement.scope.outer is None and name in self.later
+    )
+    return is_used and all(id(use.node) in self.done for use in uses)
 
   def _root(self, node: ast.ImportFrom, new: str) -> Iterator[Edit]:
     """Returns the edit of the module from which something is imported."""

@@ -151,7 +151,7 @@ def _ported(path: pathlib.Path, before: bytes, modernize: bool) -> Ported:
     findings = [(f'{path}:{f.line}', f) for f in found]
     if library and edits and _rewrite.wants_dicts(text):
       package = library
-  after = _rewrite.apply_edits(text, edits)
+  after = _modernize.apply(text, edits)
   if edits:
     _check(path, kind, text, after)
   return Ported(path, before, after.encode(encoding), tuple(findings), package)
@@ -165,7 +165,7 @@ def _modernized(path: pathlib.Path, kind: str | None, text: str) -> str:
     edits = _modern_notebook_edits(text, str(path))
   else:
     edits = _modern_document_edits(text, kind, str(path))
-  after = _rewrite.apply_edits(text, list(edits))
+  after = _modernize.apply(text, list(edits))
   for source, where in _pieces(after, kind, str(path)):
     _rewrite.check_parses(source, where)
   return after
@@ -249,14 +249,16 @@ def _modern_document_edits(
   text: str, kind: str, filename: str
 ) -> Iterator[Edit]:
   """Returns what to change of names that JAX has removed."""
-  before: list[ast.Module] = []
-  for block in _blocks(text, kind, filename):
-    for source, line in _documents.statements(block):
-      with contextlib.suppress(SyntaxError, ValueError):  # It is left.
-        # A line that is added would need what each line begins with.
-        own = _modernize.find_edits(source, before, in_lines=False)
-        before.append(ast.parse(source))
-        yield from _in_document(text, source, line, own)
+  pieces = [
+    piece
+    for block in _blocks(text, kind, filename)
+    for piece in _documents.statements(block)
+  ]
+  sources = [source for source, _ in pieces]
+  # A line that is added would need what each line begins with.
+  found = _modernize.find_edits_of_pieces(sources, in_lines=False)
+  for (source, line), edits in zip(pieces, found):
+    yield from _in_document(text, source, line, edits)
 
 
 def _in_document(
@@ -353,13 +355,11 @@ def _notebook_edits(
 
 def _modern_notebook_edits(text: str, filename: str) -> Iterator[Edit]:
   """Returns what to change of names that JAX has removed."""
-  before: list[ast.Module] = []
-  for _, cell in _code_cells(text, filename):
-    source = _documents.without_magics(_joined(cell))
-    with contextlib.suppress(SyntaxError, ValueError):  # Told of later.
-      own = _modernize.find_edits(source, before)
-      before.append(ast.parse(source))
-      yield from _edits_of_pieces(_joined(cell), source, own, cell)
+  cells = [cell for _, cell in _code_cells(text, filename)]
+  sources = [_documents.without_magics(_joined(cell)) for cell in cells]
+  found = _modernize.find_edits_of_pieces(sources, in_lines=True)
+  for cell, source, edits in zip(cells, sources, found):
+    yield from _edits_of_pieces(_joined(cell), source, edits, cell)
 
 
 def _joined(pieces: Sequence[_Piece]) -> str:
@@ -401,7 +401,7 @@ def _edits_of_pieces(
       if e.start < begin < e.end
     ]
     if own:
-      new = _rewrite.apply_edits(piece.text, own)
+      new = _modernize.apply(piece.text, own)
       yield Edit(piece.start, piece.end, json.dumps(new, ensure_ascii=False))
     begin = end
 

@@ -76,7 +76,7 @@ def rewrite(
   if modernize:
     text = modernized(text, filename)
   edits, findings = find_edits(text, filename)
-  return Rewritten(apply_edits(text, edits), tuple(findings))
+  return Rewritten(_modernize.apply(text, edits), tuple(findings))
 
 
 def modernized(text: str, filename: str) -> str:
@@ -90,7 +90,7 @@ def modernized(text: str, filename: str) -> str:
     DocumentError: it has an error of syntax.
   """
   _parsed_by_python(text, filename)
-  after = apply_edits(text, _modernize.find_edits(text))
+  after = _modernize.apply(text, _modernize.find_edits(text))
   check_parses(after, filename)
   return after
 
@@ -113,13 +113,6 @@ def check_parses(text: str, where: str) -> None:
       ' is changed. Port it without --modernize, and write by hand what is'
       ' reported.'
     ) from e
-
-
-def apply_edits(text: str, edits: Sequence[Edit]) -> str:
-  """Returns a text with pieces replaced."""
-  for edit in sorted(edits, reverse=True):
-    text = text[: edit.start] + edit.text + text[edit.end :]
-  return text
 
 
 def find_edits(

@@ -271,10 +271,11 @@ def test_document(tmp_path):
 def test_notebook(tmp_path, capsys):
   path = tmp_path / 'a.ipynb'
   sources = [
-    ['!pip install jax\n', 'import jax, jax.numpy as jnp\n', 'import flax'],
+    ['!pip install jax\n', 'import jax, jax.numpy as jnp\n', 'import flax\n']
+    + ['from jax.ops import index_add, index_min'],
     ['%time jax.tree_map(f, x)\n', 'y = jax.ops.index_update(\n', '    x, 0,\n']
     + ['    jax.partial(f))\n'],
-    ['jax.custom_transforms(f)'],
+    ['jax.custom_transforms(f)\n', 'index_add(x, 0, 1)\n', 'f = index_min'],
   ]
   cells = [
     {'cell_type': 'code', 'metadata': {}, 'source': source}
@@ -286,7 +287,10 @@ def test_notebook(tmp_path, capsys):
   assert 'cell 3, line 1: jax.custom_transforms has been removed' in found
   assert 'tree_map has' not in found
   after = [''.join(c['source']) for c in json.loads(path.read_text())['cells']]
-  assert 'import haiku_state as flax\n' in after[0]
+  assert (
+    'import haiku_state as flax\nfrom jax.ops import index_min\n' in after[0]
+  )
+  assert after[2].endswith('\nx.at[0].add(1)\nf = index_min')
   assert after[1] == (
     'import functools\n%time jax.tree.map(f, x)\ny = x.at[0].set('
     'functools.partial(f))\n'

@@ -16,7 +16,9 @@ from layers_compare import quick_compilation as quick_compilation
 from haiku_state.port import _modernize, main, run_path
 
 FOLDER = pathlib.Path(__file__).parent / 'programs_of_2021'
-PROGRAMS = sorted(path.name for path in FOLDER.iterdir() if path.suffix != '.pyc')
+PROGRAMS = sorted(
+  path.name for path in FOLDER.iterdir() if path.suffix != '.pyc'
+)
 OPTIONS = {'images.py': ['half']}
 
 pytestmark = [
@@ -69,7 +71,9 @@ def test_runs_rewritten(tmp_path):
   path = tmp_path / 'own_optimizer.py'
   shutil.copy(FOLDER / path.name, path)
   assert main(['port', '--modernize', '--write', str(path)]) == 0
-  assert b'flax.' in path.read_bytes() and b'import flax\n' not in path.read_bytes()
+  assert (
+    b'flax.' in path.read_bytes() and b'import flax\n' not in path.read_bytes()
+  )
   log = io.StringIO()
   assert run_path(path, [str(tmp_path)], log=log, old_jax=False) == 0
   assert log.getvalue() == ''
