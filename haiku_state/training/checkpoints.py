@@ -30,6 +30,7 @@ from haiku_state import _versions, errors, io, serialization
 from haiku_state.configurations import config
 from haiku_state.core.frozen_dict import FrozenDict, freeze
 from haiku_state.training import (
+  _orbax,
   _checkpoint_commit,
   _checkpoint_paths,
   _multiprocess_arrays,
@@ -352,7 +353,8 @@ def _save_by_orbax(save: _Save, target, checkpointer):
     if save.overwrite and _checkpoint_paths.is_local(save.path):
       _checkpoint_commit.set_aside(save.path)
   try:
-    checkpointer.save(save.path, target, force=save.overwrite)
+    with _orbax.quiet():
+      checkpointer.save(save.path, target, force=save.overwrite)
   except ValueError as error:
     _versions.add_note(
       error,
@@ -684,7 +686,8 @@ def _restore_by_orbax(path, target, checkpointer, transforms):
   ocp = import_orbax()
   checkpointer = checkpointer or _default_checkpointer()
   if target is None:
-    restored = checkpointer.restore(path, item=None)
+    with _orbax.quiet():
+      restored = checkpointer.restore(path, item=None)
     return serialization.to_state_dict(restored)
   arguments: dict[str, Any] = {
     'restore_args': orbax_utils.restore_args_from_target(target)
@@ -693,7 +696,8 @@ def _restore_by_orbax(path, target, checkpointer, transforms):
     arguments['transforms'] = orbax_utils.maybe_construct_transformations(
       target, transforms
     )
-  restored = checkpointer.restore(path, item=target, **arguments)
+  with _orbax.quiet(transforms is not None):
+    restored = checkpointer.restore(path, item=target, **arguments)
   return _fill(target, serialization.to_state_dict(restored), path)
 
 

@@ -771,3 +771,34 @@ def test_an_array_comes_back_or_nothing_is_saved(name, a_format, tmp_path):
     restored = np.asarray(restored)
     assert restored.dtype == array.dtype and restored.shape == array.shape
     assert restored.tobytes() == array.tobytes()
+
+
+# The folds of what a program restores: see `_orbax.quiet`.
+@pytest.mark.parametrize('target', [None, {'a': jnp.ones(2), 'b': None}])
+def test_orbax_says_nothing_of_calls_that_are_not_the_users(
+  target, tmp_path, caplog
+):
+  pytest.importorskip('orbax.checkpoint')
+  import logging
+  import warnings
+
+  with (
+    config.temp_flip_flag('use_orbax_checkpointing', True),
+    warnings.catch_warnings(record=True) as caught,
+    caplog.at_level(logging.WARNING),
+  ):
+    warnings.simplefilter('always')
+    checkpoints.save_checkpoint(tmp_path, {'a': jnp.ones(2), 'b': None}, 1)
+    checkpoints.restore_checkpoint(tmp_path, target)
+  assert not [x.getMessage() for x in caplog.records]
+  assert not [str(x.message) for x in caught if 'orbax' in x.filename]
+
+
+def test_orbax_warns_of_transformations_that_are_the_users(tmp_path, caplog):
+  pytest.importorskip('orbax.checkpoint')
+  saved = {'a': jnp.ones(2)}
+  with config.temp_flip_flag('use_orbax_checkpointing', True):
+    checkpoints.save_checkpoint(tmp_path, saved, 1)
+    checkpoints.restore_checkpoint(tmp_path, saved, orbax_transforms={})
+  # Orbax itself warns only if there are some.
+  assert all('ParamInfo' not in x.getMessage() for x in caplog.records)
