@@ -65,7 +65,25 @@ def find_old(
     for line, name in names
     if (row := _old_names.row_around(name)) is not None
   }
+  found |= {OldUse(node.lineno, row) for node, row in _arguments(tree, uses)}
   return sorted(found, key=lambda old: (old.line, old.row.name))
+
+
+def _arguments(
+  tree: ast.Module, uses: Sequence[Use]
+) -> Iterator[tuple[ast.keyword, Old]]:
+  """Returns the arguments in calls that functions have no more."""
+  functions = {
+    id(use.node): _old_names.ARGUMENTS[use.name]
+    for use in uses
+    if use.name in _old_names.ARGUMENTS
+  }
+  for node in ast.walk(tree) if functions else ():
+    if isinstance(node, ast.Call) and id(node.func) in functions:
+      for keyword in node.keywords:
+        row = functions[id(node.func)].get(keyword.arg or '')
+        if row is not None:
+          yield keyword, row
 
 
 def _imported_as(node: ast.Import | ast.ImportFrom, name: str) -> str:
@@ -170,7 +188,7 @@ class _Program:
 
   def edits(self) -> list[Edit]:
     """Returns all edits."""
-    edits = list(self._calls())
+    edits = [*self._calls(), *self._keywords()]
     for use in self.uses:
       edits += self._name(use)
     for statement in self.imports:
@@ -242,6 +260,12 @@ class _Program:
       Edit(x_end, i, f'{closed}.at['),
       Edit(i_end, y, f'].{method}('),
     ]
+
+  def _keywords(self) -> Iterator[Edit]:
+    """Returns the edits of arguments that have another name today."""
+    for node, row in _arguments(self.tree, self.uses):
+      start = self.offset(node.lineno, node.col_offset)
+      yield Edit(start, start + len(node.arg or ''), row.keyword)
 
   # --- Names ---
 

@@ -6,9 +6,9 @@
 ...   exec('print(jax.tree_map(lambda x: 2 * x, [1, 2]))', {'jax': jax})
 [2, 4]
 
-Nothing is set on JAX's modules. Where a lookup has failed, in a module of the
-program, the table `_old_names` is asked; modules of today's packages, such as
-this one, see JAX as it is.
+Nothing is set in JAX's modules, but their class. Where a lookup has failed, in a
+module of the program, the table `_old_names` is asked; modules of today's
+packages, such as this one, see JAX as it is.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import functools
 import importlib
 import importlib.abc
 import importlib.machinery
+import inspect
 import sys
 import types
 import warnings
@@ -59,6 +60,48 @@ class _WithOldNames(types.ModuleType):
       # Fails once more, in the words of JAX.
       return super().__getattribute__(name)
     return _given(self, row, frame)
+
+
+def _with_old_arguments(module: types.ModuleType) -> type:
+  """Returns the class that a module has while its old names are there.
+
+  A function that had other arguments is looked up in it before the module, so
+  that programs find one that takes them.
+  """
+  members = {}
+  for full, arguments in _old_names.ARGUMENTS.items():
+    parent, _, name = full.rpartition('.')
+    if parent == module.__name__ and name in vars(module):
+      taken = inspect.signature(getattr(module, name)).parameters
+      gone = {k: row for k, row in arguments.items() if k not in taken}
+      if gone:
+        members[name] = _function_with(name, gone)
+  return type('_WithOldNames', (_WithOldNames,), members)
+
+
+def _function_with(name: str, arguments: dict[str, Old]) -> property:
+  """Returns what gives a function, to programs with arguments that it had."""
+
+  def get(module: types.ModuleType) -> Any:
+    function = vars(module)[name]
+    if _asking(sys._getframe(1)) is None:
+      return function
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+      for old in kwargs.keys() & arguments.keys():
+        frame = _asking(sys._getframe(1))
+        if frame is not None:
+          _note(arguments[old], frame)
+        kwargs[arguments[old].keyword] = kwargs.pop(old)
+      return function(*args, **kwargs)
+
+    return call
+
+  def put(module: types.ModuleType, value: object) -> None:
+    vars(module)[name] = value
+
+  return property(get, put)
 
 
 class _Remainder(types.ModuleType):
@@ -197,7 +240,7 @@ def install() -> None:
     with contextlib.suppress(ImportError):  # If it is gone: see `_Finder`.
       module = _imported(name)
       if type(module) is types.ModuleType:
-        module.__class__ = _WithOldNames
+        module.__class__ = _with_old_arguments(module)
         finder.modules.append(module)
   sys.meta_path.append(finder)
 

@@ -24,6 +24,7 @@ class Old(NamedTuple):
     put_back: whether `run` has a function that does what it did; what has the
       `same` is always put back.
     at: the method of `x.at[...]` that a call of it is now.
+    keyword: for an argument, named `function(argument=)`, what it is called now.
   """
 
   name: str
@@ -32,6 +33,7 @@ class Old(NamedTuple):
   write: str = ''
   put_back: bool = False
   at: str = ''
+  keyword: str = ''
 
   @property
   def advice(self) -> str:
@@ -41,17 +43,21 @@ class Old(NamedTuple):
   @property
   def is_restored(self) -> bool:
     """Whether `run` puts it back."""
-    return bool(self.same or self.put_back)
+    return bool(self.same or self.put_back or self.keyword)
 
   @property
   def is_rewritten(self) -> bool:
     """Whether `port --modernize` rewrites it."""
-    return bool(self.same or self.at)
+    return bool(self.same or self.at or self.keyword)
 
 
 def _at(method: str, gone: str = '0.3.2') -> dict:
   write = f'`x.at[i].{method}(y)` of a JAX array'
   return dict(gone=gone, write=write, put_back=True, at=method)
+
+
+def _argument(name: str, gone: str, keyword: str) -> Old:
+  return Old(name, gone, write=f'`{keyword}=`', keyword=keyword)
 
 
 # By package; what is put back only in part is followed by its parts.
@@ -193,6 +199,11 @@ OLD_NAMES = (
   Old('jax.scipy.linalg.triu', '0.4.24', 'jax.numpy.triu'),
   Old('jax.scipy.misc', '0.2.9', write='`jax.scipy.special.logsumexp`'),
   Old('jax.scipy.misc.logsumexp', '0.2.9', 'jax.scipy.special.logsumexp'),
+  _argument('jax.numpy.clip(a_min=)', '0.10.0', 'min'),
+  _argument('jax.numpy.clip(a_max=)', '0.10.0', 'max'),
+  _argument('jax.numpy.reshape(newshape=)', '0.4.36', 'shape'),
+  _argument('jax.numpy.quantile(interpolation=)', '0.9.0', 'method'),
+  _argument('jax.numpy.percentile(interpolation=)', '0.9.0', 'method'),
   # --- Operations and layers ---
   Old('jax.lax.tie_in', '0.4.30', write='`y` alone', put_back=True),
   Old('jax.lax.zeros_like_array', '0.9.0', 'jax.numpy.zeros_like'),
@@ -353,6 +364,12 @@ OLD_NAMES = (
 IMPORTED_AS = {'jax.config': 'jax'}
 
 _BY_NAME = {row.name: row for row in OLD_NAMES}
+# The arguments that functions had, by the name of the function.
+ARGUMENTS: dict[str, dict[str, Old]] = {}
+for _row in OLD_NAMES:
+  if _row.keyword:
+    _function, _, _old = _row.name.removesuffix('=)').partition('(')
+    ARGUMENTS.setdefault(_function, {})[_old] = _row
 # The modules of which parts are put back, though they are no more.
 PARTS: dict[str, list[Old]] = {}
 for _row in OLD_NAMES:

@@ -385,8 +385,9 @@ def _advising(kind: _Kind) -> Iterator[None]:
         _versions.add_note(e, note)
     raise
   except Exception as e:
-    if isinstance(e, TypeError) and str(e).startswith('metaclass conflict'):
-      _versions.add_note(e, _ABOUT_METACLASSES)
+    for kind_of_error, words, note in _NOTES:
+      if isinstance(e, kind_of_error) and words.search(str(e)):
+        _versions.add_note(e, note)
     if hint := kind.hint_on(str(e)):
       _versions.add_note(e, hint)
     raise
@@ -403,6 +404,19 @@ def _on_missing(name: str) -> str:
 _ABOUT_METACLASSES = (
   "Modules have a metaclass of their own, Haiku's. Derive yours from it: write"
   ' `class Registry(type(nn.Module)):` in place of `class Registry(type):`.'
+)
+
+_ABOUT_CELLS = (
+  'Until Flax 0.7 a recurrent cell took the size of its state from its carry.'
+  ' Write `nn.LSTMCell(features)`, and in place of'
+  ' `nn.LSTMCell.initialize_carry(rng, batch_dims, features)`'
+  ' `nn.LSTMCell(features).initialize_carry(rng, (*batch_dims, input_size))`.'
+)
+# What errors are about that do not say what to write, and what is.
+_NOTES = (
+  (TypeError, re.compile('^metaclass conflict'), _ABOUT_METACLASSES),
+  (TypeError, re.compile(r"Cell.*missing.*'features'"), _ABOUT_CELLS),
+  (AttributeError, re.compile("no attribute 'carry_init'"), _ABOUT_CELLS),
 )
 
 # --- Names that JAX has removed ----------------------------------------------

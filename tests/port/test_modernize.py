@@ -102,6 +102,14 @@ REWRITES = {
   'import jax.lib.xla_bridge as xb\nxb.device_count()\nxb.other\n': (
     'import jax\nimport jax.lib.xla_bridge as xb\njax.device_count()\nxb.other\n'
   ),
+  # Arguments that have another name.
+  'import jax.numpy as jnp\njnp.clip(jnp.clip(x, a_min=é), a_min=0, a_max = 1)': (
+    'import jax.numpy as jnp\njnp.clip(jnp.clip(x, min=é), min=0, max = 1)'
+  ),
+  'from jax.numpy import clip, reshape as r\nr(clip(x, a_min=1), newshape=3)\n': (
+    'from jax.numpy import clip, reshape as r\nr(clip(x, min=1), shape=3)\n'
+  ),
+  'import numpy as np\nnp.clip(x, a_min=1)\n': None,
   # Calls that are methods.
   'import jax\nx = jax.ops.index_update(x, jax.ops.index[1:, 0], y)\n': (
     'import jax\nx = x.at[1:, 0].set(y)\n'
@@ -187,6 +195,7 @@ FOUND = [
   ('from jax import config\nconfig.enable_omnistaging()\n', [(2, 'omni')]),
   ('import jax\njax.tree.map\njax.numpy.sum\njax.config.update\n', []),
   ('x.tree_map\n', []),
+  ('import jax\n\njax.numpy.clip(x,\n a_min=1)', [(4, 'clip(a_min=)')]),
 ]
 
 

@@ -49,6 +49,8 @@ def version(text):
 @pytest.mark.filterwarnings('ignore::DeprecationWarning')
 @pytest.mark.parametrize('row', OLD_NAMES, ids=lambda row: row.name)
 def test_table_is_true(row):
+  if row.keyword:
+    return  # See `test_arguments`.
   if row.gone and jax.__version_info__ >= version(row.gone):
     assert not jax_has(row.name)
   parent, _, last = row.name.rpartition('.')
@@ -162,6 +164,59 @@ def test_copies_to_devices():
 def test_program_in_hlo():
   found = run('import jax\nfound = jax.xla_computation(lambda x: 2 * x)(X)')
   assert 'HloModule' in found.as_hlo_text()
+
+
+ARGUMENTS = {
+  'jax.numpy.clip(a_min=)': ('jnp.clip(X, a_min=1.5)', [3, 1.5, 2]),
+  'jax.numpy.clip(a_max=)': ('np.clip(X, a_min=1.5, a_max=2)', [2, 1.5, 2]),
+  'jax.numpy.reshape(newshape=)': (
+    'jnp.reshape(X, newshape=(1, 3))',
+    [[3, 1, 2]],
+  ),
+  'jax.numpy.quantile(interpolation=)': (
+    'jnp.quantile(X, 0.4, interpolation="lower")',
+    1,
+  ),
+  'jax.numpy.percentile(interpolation=)': (
+    'jnp.percentile(X, 40.0, interpolation="lower")',
+    1,
+  ),
+}
+
+
+@pytest.mark.filterwarnings('ignore::DeprecationWarning')
+@pytest.mark.parametrize(
+  'row', [r for r in OLD_NAMES if r.keyword], ids=lambda row: row.name
+)
+def test_arguments(row):
+  if jax.__version_info__ < version(row.gone):
+    pytest.skip('this jax has it')
+  if jax.__version_info__ < (0, 6) and 'reshape' in row.name:
+    pytest.skip('this jax has it, and refuses it')
+  call, want = ARGUMENTS[row.name]
+  program = f'import jax.numpy as jnp\nimport jax.numpy as np\nfound = {call}'
+  with pytest.raises((TypeError, ValueError)):
+    exec(program, {'X': X})
+  assert run(program).tolist() == want
+  with installed(), pytest.raises((TypeError, ValueError)):
+    exec(program, {'X': X, '__name__': 'optax.x'})
+  assert {row.name} <= {use.row.name for use in uses_of(program)}
+  assert not isinstance(vars(type(jnp)).get('clip'), property)
+
+
+def uses_of(program):
+  with installed():
+    exec(program, {'X': X, '__name__': '__main__'})
+    return _old_jax.used()
+
+
+def test_functions_can_be_replaced():
+  was = jnp.clip
+  names = {'jnp': jnp, '__name__': '__main__'}
+  with installed():
+    exec('f = jnp.clip\njnp.clip = len\nfound = jnp.clip([1])', names)
+  assert jnp.clip is len and names['found'] == 1
+  jnp.clip = was
 
 
 # --- Where it is there -------------------------------------------------------

@@ -591,3 +591,17 @@ def test_what_is_left_out_is_told(tmp_path):
     f'{cell} 3: left out the cell %%html',
     f'{cell} 4: left out line 1: x?',
   ]
+
+
+CELLS_OF_2021 = [
+  'nn.LSTMCell()',
+  'nn.LSTMCell.initialize_carry(jax.random.PRNGKey(0), (2,), 4)',
+]
+
+
+@pytest.mark.parametrize('cell', CELLS_OF_2021)
+def test_cells_of_2021_say_what_to_write(tmp_path, cell):
+  path = write(tmp_path, 'a.py', f'import jax, flax.linen as nn\n{cell}')
+  with pytest.raises((TypeError, AttributeError)) as e:
+    run(path)
+  assert '`nn.LSTMCell(features)`' in told(e.value)
