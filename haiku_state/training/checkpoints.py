@@ -30,10 +30,10 @@ from haiku_state import _versions, errors, io, serialization
 from haiku_state.configurations import config
 from haiku_state.core.frozen_dict import FrozenDict, freeze
 from haiku_state.training import (
-  _orbax,
   _checkpoint_commit,
   _checkpoint_paths,
   _multiprocess_arrays,
+  _orbax,
   orbax_utils,
 )
 from haiku_state.training._checkpoint_paths import (

@@ -182,7 +182,10 @@ def main(train_dir, max_steps=60):
     )
 
   render_eval_pfn = jax.pmap(
-    render_eval_fn, in_axes=(None, None, 0), donate_argnums=(2,), axis_name='batch'
+    render_eval_fn,
+    in_axes=(None, None, 0),
+    donate_argnums=(2,),
+    axis_name='batch',
   )
   state = checkpoints.restore_checkpoint(train_dir, state)
   init_step = state.optimizer.state.step + 1

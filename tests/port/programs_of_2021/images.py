@@ -219,7 +219,9 @@ def train_and_evaluate(workdir, num_steps, half_precision):
       summary_writer.scalar('steps per second', step / (time.time() - start), 1)
       epoch_metrics = []
       state = sync_batch_stats(state)
-      eval_metrics = common_utils.get_metrics([p_eval_step(state, next(eval_iter))])
+      eval_metrics = common_utils.get_metrics(
+        [p_eval_step(state, next(eval_iter))]
+      )
       eval_summary = jax.tree_map(lambda x: x.mean(), eval_metrics)
       logging.info('eval loss: %.4f', eval_summary['loss'])
       summary_writer.flush()

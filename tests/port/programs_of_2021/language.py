@@ -5,7 +5,14 @@ from typing import Any, Callable
 
 import jax
 import numpy as np
-from flax import jax_utils, linen as nn, optim, serialization, struct, traverse_util
+from flax import (
+  jax_utils,
+  linen as nn,
+  optim,
+  serialization,
+  struct,
+  traverse_util,
+)
 from flax.core import freeze, unfreeze
 from flax.training import common_utils
 from jax import lax, numpy as jnp, partial, tree_flatten, tree_unflatten

@@ -172,14 +172,18 @@ def train(definition, params, steps, accum_steps=2, **hyper_params):
 def main(workdir):
   rng = jax.random.PRNGKey(0)
   init = jax.nn.initializers.lecun_normal()
-  params = flax.core.freeze({
-    'hidden': {'kernel': init(rng, (3, 8)), 'bias': jnp.zeros((8,))},
-    'out': {'kernel': init(rng, (8, 1))},
-  })
+  params = flax.core.freeze(
+    {
+      'hidden': {'kernel': init(rng, (3, 8)), 'bias': jnp.zeros((8,))},
+      'out': {'kernel': init(rng, (8, 1))},
+    }
+  )
   opt = train(
     ClippedMomentum(grad_norm_clip=1.0), params, 60, learning_rate=0.05
   )
-  assert isinstance(opt, Optimizer) and isinstance(opt.optimizer_def, OptimizerDef)
+  assert isinstance(opt, Optimizer) and isinstance(
+    opt.optimizer_def, OptimizerDef
+  )
   momentum = opt.state.param_states['hidden']['bias'].momentum
   assert momentum.dtype == jnp.bfloat16
 
@@ -200,7 +204,9 @@ def main(workdir):
   pool.apply_async(save, (opt_cpu, f'{workdir}/all.npz')).get()
   blank = ScaledAdam(0.03).create(jax.tree_map(jnp.zeros_like, params))
   for a, b in itertools.chain(
-    zip(jax.tree_leaves(load(blank, f'{workdir}/all.npz')), jax.tree_leaves(opt))
+    zip(
+      jax.tree_leaves(load(blank, f'{workdir}/all.npz')), jax.tree_leaves(opt)
+    )
   ):
     np.testing.assert_array_equal(a, b)
 

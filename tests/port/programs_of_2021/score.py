@@ -54,7 +54,9 @@ def get_model_fn(model, params, states, train=False):
   def model_fn(x, labels, rng=None):
     variables = {'params': params, **states}
     if not train:
-      return model.apply(variables, x, labels, train=False, mutable=False), states
+      return model.apply(
+        variables, x, labels, train=False, mutable=False
+      ), states
     return model.apply(
       variables,
       x,
@@ -130,9 +132,9 @@ def main(workdir):
   rng, step_rng = jax.random.split(rng)
   model = ScoreNet()
   init_model_state, initial_params = init_model(step_rng, model)
-  optimizer = flax.optim.Adam(
-    2e-2, beta1=0.9, eps=1e-8, weight_decay=0
-  ).create(initial_params)
+  optimizer = flax.optim.Adam(2e-2, beta1=0.9, eps=1e-8, weight_decay=0).create(
+    initial_params
+  )
   state = State(
     step=0,
     optimizer=optimizer,
@@ -170,7 +172,9 @@ def main(workdir):
     lambda a, b: jnp.abs(a - b).max(), state.params_ema, state.optimizer.target
   )
   assert 0 < max(jax.tree_leaves(difference)) < 0.5
-  assert int(state.model_state['stats']['count']) == 61  # Initialization is one.
+  assert (
+    int(state.model_state['stats']['count']) == 61
+  )  # Initialization is one.
   return float(losses[-1]), float(losses[0])
 
 
