@@ -61,6 +61,10 @@ class _WithOldNames(types.ModuleType):
       return super().__getattribute__(name)
     return _given(self, row, frame)
 
+  def __reduce__(self) -> tuple:
+    # What pickles modules asks for their exact class.
+    return importlib.import_module, (self.__name__,)
+
 
 def _with_old_arguments(module: types.ModuleType) -> type:
   """Returns the class that a module has while its old names are there.

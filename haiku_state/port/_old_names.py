@@ -272,8 +272,9 @@ OLD_NAMES = (
   Old(
     'jax.lib.xla_client',
     '0.9.0',
-    write='`jax.jit(f).lower(*args)` for programs, `jax.devices()` for'
-    ' devices, `jax.ffi` for calls of C++',
+    write='`jax.jit(f).lower(*args)` for programs and, by its'
+    ' `cost_analysis`, for what they cost, `jax.devices()` for devices,'
+    ' `jax.ffi` for calls of C++',
   ),
   Old(
     'jax.lib.xla_client.XlaRuntimeError',

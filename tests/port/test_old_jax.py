@@ -251,6 +251,16 @@ def test_packages_of_today_see_jax_as_it_is():
 
 
 @gone
+def test_functions_that_use_jax_can_be_pickled():
+  cloudpickle = pytest.importorskip('cloudpickle')
+  names = {'__name__': '__main__', 'jax': jax, 'jnp': jnp}
+  with installed():
+    exec('def f(x):\n  return jax.tree_map(jnp.sum, x)', names)
+    data = cloudpickle.dumps(names['f'])
+    assert cloudpickle.loads(data)([X])[0] == 6
+
+
+@gone
 def test_it_is_a_choice():
   with installed(old_jax=False):
     assert not hasattr(jax, 'tree_map')
