@@ -71,7 +71,8 @@ LAYERS = {
     interop.checkpoints
     interop.trees interop.functions interop.recurrent interop.comparison interop""",
   'port': """
-    port._names port._documents port._uses port._expects port._hook port._rewrite
+    port._names port._old_names port._documents port._uses port._expects
+    port._stand_ins port._old_jax port._hook port._modernize port._rewrite
     port._port port._startup port._startup.sitecustomize port._run
     port._explain port._cli port __main__""",
   'all': 'haiku_state',

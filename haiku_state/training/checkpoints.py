@@ -34,6 +34,7 @@ from haiku_state.training import (
   _checkpoint_commit,
   _checkpoint_paths,
   _multiprocess_arrays,
+  _orbax,
   _waiting,
   orbax_utils,
 )
@@ -369,7 +370,8 @@ def _save_by_orbax(save: _Save, target, checkpointer):
     if save.overwrite and _checkpoint_paths.is_local(save.path):
       _checkpoint_commit.set_aside(save.path)
   try:
-    checkpointer.save(save.path, target, force=save.overwrite)
+    with _orbax.quiet():
+      checkpointer.save(save.path, target, force=save.overwrite)
   except ValueError as error:
     _versions.add_note(
       error,
@@ -703,7 +705,8 @@ def _restore_by_orbax(path, target, checkpointer, transforms):
   ocp = import_orbax()
   checkpointer = checkpointer or _default_checkpointer()
   if target is None:
-    restored = _restore_without_target(path, checkpointer)
+    with _orbax.quiet():
+      restored = _restore_without_target(path, checkpointer)
     return serialization.to_state_dict(restored)
   arguments: dict[str, Any] = {
     'restore_args': orbax_utils.restore_args_from_target(target)
@@ -712,7 +715,8 @@ def _restore_by_orbax(path, target, checkpointer, transforms):
     arguments['transforms'] = orbax_utils.maybe_construct_transformations(
       target, transforms
     )
-  restored = checkpointer.restore(path, item=target, **arguments)
+  with _orbax.quiet(transforms is not None):
+    restored = checkpointer.restore(path, item=target, **arguments)
   return _fill(target, serialization.to_state_dict(restored), path)
 
 

@@ -22,8 +22,6 @@ from haiku_state.core.frozen_dict import FrozenDict, freeze
 from haiku_state.training import _checkpoint_commit, checkpoints
 from haiku_state.training.train_state import TrainState
 
-pytestmark = pytest.mark.filterwarnings('ignore::DeprecationWarning')
-
 
 @pytest.fixture
 def flax_checkpoints():
@@ -849,3 +847,36 @@ def test_an_array_comes_back_or_nothing_is_saved(name, a_format, tmp_path):
     restored = np.asarray(restored)
     assert restored.dtype == array.dtype and restored.shape == array.shape
     assert restored.tobytes() == array.tobytes()
+
+
+@pytest.mark.parametrize('target', [None, {'a': jnp.ones(2), 'b': None}])
+def test_orbax_says_nothing_of_calls_that_are_not_the_users(
+  target, tmp_path, caplog
+):
+  pytest.importorskip('orbax.checkpoint')
+  import logging
+  import warnings
+
+  with (
+    config.temp_flip_flag('use_orbax_checkpointing', True),
+    warnings.catch_warnings(record=True) as caught,
+    caplog.at_level(logging.WARNING),
+  ):
+    warnings.simplefilter('always')
+    checkpoints.save_checkpoint(tmp_path, {'a': jnp.ones(2), 'b': None}, 1)
+    checkpoints.restore_checkpoint(tmp_path, target)
+  assert not [x.getMessage() for x in caplog.records]
+  assert not [str(x.message) for x in caught if 'orbax' in x.filename]
+
+
+def test_orbax_warns_of_transformations_that_are_the_users(tmp_path, caplog):
+  ocp = pytest.importorskip('orbax.checkpoint')
+  transforms = {'b': ocp.Transform(original_key='a')}
+  with config.temp_flip_flag('use_orbax_checkpointing', True):
+    checkpoints.save_checkpoint(tmp_path, {'a': jnp.ones(2)}, 1)
+    restored = checkpoints.restore_checkpoint(
+      tmp_path, {'b': jnp.zeros(2)}, orbax_transforms=transforms
+    )
+  np.testing.assert_array_equal(restored['b'], np.ones(2))
+  told = [x.getMessage() for x in caplog.records]
+  assert [x[:31] for x in told] == ['The transformations API will ev']
