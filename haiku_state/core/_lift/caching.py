@@ -12,8 +12,8 @@ from typing import Any, Generic, TypeVar
 import jax
 
 from haiku_state import traverse_util
-from haiku_state.core._haiku import OUTSIDE, is_below, is_outside
 from haiku_state.core._lift.packing import Pack, lifted
+from haiku_state.core._names import OUTSIDE, is_below, is_outside
 from haiku_state.core.filters import (
   CollectionFilter,
   DenyList,
