@@ -232,6 +232,8 @@ class Module(ModuleBase, HaikuModule, metaclass=ModuleMeta):  # type: ignore
       elif context.interceptors and state.setup_called is SetupState.NEW:
         _check_setup(self)  # There is nothing to check, only to be seen.
       return
+    calls = context.current()
+    calls.half_done += 1
     try:
       state.in_setup = True
       for name in self._field_names:
@@ -244,6 +246,7 @@ class Module(ModuleBase, HaikuModule, metaclass=ModuleMeta):  # type: ignore
       state.in_setup = False
       if not shallow:
         state.setup_called = SetupState.DONE
+    calls.half_done -= 1
 
   # --- Attributes ---
 

@@ -26,6 +26,7 @@ import jax
 import numpy as np
 
 import haiku_state
+from haiku_state.core import _frame, _haiku_run, _run
 from haiku_state.linen._module.context import context
 
 PACKAGE = str(pathlib.Path(haiku_state.__file__).parent)
@@ -140,14 +141,23 @@ def is_in_transform() -> bool:
 
 def leftovers() -> list[str]:
   """Returns what is left of calls that are over."""
-  found = [
-    f'{name}: {len(stack)}'
-    for name, stack in vars(context).items()
-    if len(stack) > (name in ('module_stack', 'method_names'))
-  ]
-  if is_in_transform():
-    found.append('a frame of Haiku')
-  return found
+  there = {
+    'a frame of Haiku': is_in_transform(),
+    'a module that runs': not context.current().is_base,
+    'an interceptor': context.interceptors or context.call_infos,
+    'a run': _run.current_depth(),
+    'a name scope': not _frame.is_here(None),
+    'notes of a run': _haiku_run._notes.current().runs,
+    'a setting of Haiku': not _is_set_as_before(),
+  }
+  return [name for name, is_there in there.items() if is_there]
+
+
+def _is_set_as_before() -> bool:
+  # Each of them returns what was set before.
+  was = hk.experimental.check_jax_usage(False)
+  described = hk.experimental.module_auto_repr(True)
+  return described and not was
 
 
 @dataclasses.dataclass
