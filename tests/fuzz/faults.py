@@ -12,13 +12,13 @@ each group of programs.
 
 import collections
 import concurrent.futures
-import contextlib
 import dataclasses
+import dis
 import pathlib
 import random
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import haiku as hk
@@ -38,6 +38,9 @@ ERRORS = (KeyboardInterrupt, MemoryError, RecursionError)
 
 class Fault:
   """Raises an error at the n-th step of the package, while it is entered.
+
+  Python itself raises nothing between an error and the `__exit__` that is called
+  for it; neither does this.
 
   Args:
     error: the error, a class.
@@ -74,7 +77,9 @@ class Fault:
   def _step(self, frame, event, arg):
     if event == self.each:
       self.seen += 1
-      if self.seen == self.at:
+      if self.seen == self.at and _is_on_the_way_to_exit(frame):
+        self.at += 1
+      elif self.seen == self.at:
         place = frame.f_code.co_filename[len(PACKAGE) + 1 :]
         self.where.append(f'{place}:{frame.f_lineno} {frame.f_code.co_name}')
         self.at += self.again
@@ -96,17 +101,38 @@ class Fault:
         caller = caller.f_back
 
 
-@contextlib.contextmanager
-def few_frames(count: int) -> Iterator[None]:
-  """Returns a context in which so many more calls may be nested."""
-  was, depth, frame = sys.getrecursionlimit(), 0, sys._getframe()
-  while frame is not None:
-    depth, frame = depth + 1, frame.f_back
-  try:
-    sys.setrecursionlimit(depth + count)
-    yield
-  finally:
-    sys.setrecursionlimit(was)
+def _is_on_the_way_to_exit(frame) -> bool:
+  name = dis.opname[frame.f_code.co_code[frame.f_lasti]]
+  return name in ('PUSH_EXC_INFO', 'WITH_EXCEPT_START')
+
+
+class FewFrames:
+  """Lets Python nest so many more calls, while it is entered.
+
+  Args:
+    count: how many.
+
+  Attributes:
+    where: that number, if there was an error.
+  """
+
+  each = 'frame'
+
+  def __init__(self, count: int):
+    self.count = count
+    self.where: list[str] = []
+
+  def __enter__(self):
+    depth, frame = 0, sys._getframe()
+    while frame is not None:
+      depth, frame = depth + 1, frame.f_back
+    self.was = sys.getrecursionlimit()
+    sys.setrecursionlimit(depth + self.count)
+
+  def __exit__(self, error, *_):
+    sys.setrecursionlimit(self.was)
+    if error is not None:
+      self.where.append(f'{self.count} frames')
 
 
 # --- What is left ------------------------------------------------------------
@@ -227,7 +253,9 @@ def _interrupted(program: Program, fault: Any, probe: Program) -> str:
 # --- Runs --------------------------------------------------------------------
 
 
-def draw(program: Program, error: Any, rng: random.Random) -> Fault:
+def draw(program: Program, error: Any, rng: random.Random) -> Any:
+  if error is RecursionError and rng.random() < 0.5:
+    return FewFrames(rng.randrange(5, 250))
   each = rng.choice(list(program.steps))
   again = rng.choice((0, 0, rng.randrange(1, 60)))
   at = rng.randrange(1, program.steps[each] + 1)
