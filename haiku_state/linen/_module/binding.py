@@ -22,7 +22,7 @@ from haiku_state.configurations import config
 from haiku_state.core import _frame, _haiku_run
 from haiku_state.core._run import Run, current_depth, rules_at
 from haiku_state.core.filters import DenyList
-from haiku_state.core.scope import IN_HAIKU, Scope
+from haiku_state.core.scope import IN_HAIKU, Scope, Sown
 from haiku_state.linen._module import submodules
 from haiku_state.linen._module.base import ModuleBase
 from haiku_state.linen._module.context import context
@@ -364,7 +364,7 @@ def _scope_in_haiku(module: ModuleBase) -> Scope:
     initializing = hk.running_init()
     hidden = ['intermediates'] if initializing else ['params', 'intermediates']
     mutable = DenyList(hidden)
-    flags = {'initializing': initializing, IN_HAIKU: True}
+    flags = {'initializing': initializing, IN_HAIKU: Sown()}
   shown = path.split('/')  # In errors, the path as Haiku prints it.
   scope = Scope({}, mutable=mutable, debug_path=shown, flags=flags)
   scope._run = Run.in_haiku(path, vars(module)[_DEPTH])
