@@ -20,6 +20,7 @@ import sys
 import types
 from collections.abc import Callable, Iterator, Sequence
 
+from haiku_state._extents import restored
 from haiku_state.port import _names
 from haiku_state.port._names import OURS, THEIRS
 
@@ -181,10 +182,16 @@ def _no_module(name: str) -> ModuleNotFoundError:
   return ModuleNotFoundError(_names.missing_message(name))
 
 
-def _take_modules() -> dict[str, types.ModuleType]:
+def _loaded() -> dict[str, types.ModuleType]:
+  """Returns `flax` and its submodules, of the modules that are loaded."""
+  loaded = list(sys.modules.items())
+  return {n: module for n, module in loaded if _names.is_package(n, THEIRS)}
+
+
+def _unload() -> None:
   """Removes `flax` and its submodules from the modules that are loaded."""
-  names = [n for n in sys.modules if _names.is_package(n, THEIRS)]
-  return {name: sys.modules.pop(name) for name in names}
+  for name in _loaded():
+    del sys.modules[name]
 
 
 def current() -> _Finder | None:
@@ -203,8 +210,10 @@ def install() -> None:
   if current() is not None:
     return
   finder = _Finder()
-  finder.hidden = _take_modules()
+  finder.hidden = _loaded()
   sys.meta_path.insert(0, finder)
+  # From here on `uninstall` brings them back, whatever happens.
+  _unload()
   importlib.import_module(OURS)
 
 
@@ -213,19 +222,19 @@ def uninstall() -> None:
   finder = current()
   if finder is None:
     return
-  sys.meta_path.remove(finder)
   finder.forget()
-  _take_modules()
+  _unload()
   sys.modules.update(finder.hidden)
+  # Last: until then it can be called again.
+  sys.meta_path.remove(finder)
 
 
 @contextlib.contextmanager
 def installed() -> Iterator[None]:
   """Installs the hook for the duration of a `with` block."""
-  was = current()
-  install()
-  try:
+  if current() is not None:
     yield
-  finally:
-    if was is None:
-      uninstall()
+    return
+  with restored(uninstall):
+    install()
+    yield

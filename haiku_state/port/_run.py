@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TextIO
 
 from haiku_state import _versions
+from haiku_state._extents import restored
 from haiku_state.configurations import config
 from haiku_state.port import _documents, _expects, _hook, _names, _startup
 
@@ -283,12 +284,9 @@ def _surroundings() -> Iterator[None]:
   excepthook = sys.excepthook
   frozen = config.flax_return_frozendict
   environment = {x: os.environ.get(x) for x in _VARIABLES}
-  if not _versions.IS_PATH_SAFE:
-    sys.path.insert(0, '')
   was_installed = _hook.current() is not None
-  try:
-    yield
-  finally:
+
+  def restore():
     if not was_installed:
       _hook.uninstall()
     for name, value in environment.items():
@@ -299,6 +297,11 @@ def _surroundings() -> Iterator[None]:
     config.update('flax_return_frozendict', frozen)
     sys.excepthook = excepthook
     sys.modules['__main__'], sys.argv, sys.path[:] = main, argv, path
+
+  with restored(restore):
+    if not _versions.IS_PATH_SAFE:
+      sys.path.insert(0, '')
+    yield
 
 
 _VARIABLES = ('PYTHONPATH', 'FLAX_RETURN_FROZENDICT')

@@ -347,7 +347,9 @@ def _save_by_orbax(save: _Save, target, checkpointer):
     )
   # Orbax waits for all processes first, so none looks before this is done.
   if jax.process_index() == 0:
-    _checkpoint_commit.hold(save.tmp_path).let_go()  # Removes what a kill has left.
+    _checkpoint_commit.hold(
+      save.tmp_path
+    ).let_go()  # Removes what a kill has left.
     _checkpoint_commit.settle(save.base_path)
     if save.overwrite and _checkpoint_paths.is_local(save.path):
       _checkpoint_commit.set_aside(save.path)
@@ -416,9 +418,7 @@ def _save_by_msgpack(save: _Save, target, async_manager, checksum: bool):
       data = serialization.to_bytes(target)
       own = held.again() if async_manager else held
       note = data if checksum else None
-      _run(
-        async_manager, functools.partial(_write_held, own, save, data, note)
-      )
+      _run(async_manager, functools.partial(_write_held, own, save, data, note))
     except BaseException:
       held.let_go()
       raise

@@ -11,7 +11,6 @@ import pathlib
 import pickle
 import sys
 import tempfile
-
 from typing import Any
 
 import haiku as hk
@@ -383,9 +382,7 @@ def custom_vjp(self, x):
     grads, x_t = pull(y_t)
     return jax.tree.map(jnp.sign, grads), x_t
 
-  f = nn.custom_vjp(
-    lambda m, x: m(x), forward_fn=forward, backward_fn=backward
-  )
+  f = nn.custom_vjp(lambda m, x: m(x), forward_fn=forward, backward_fn=backward)
   return f(nn.Dense(3), x)
 
 
