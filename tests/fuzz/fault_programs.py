@@ -6,6 +6,7 @@ tree of arrays and text that is the same each time.
 
 import contextlib
 import io
+import itertools
 import os
 import pathlib
 import pickle
@@ -134,6 +135,23 @@ def probe():
   )
 
 
+def kept(make, use):
+  """Returns a program that makes what it uses, and keeps it if it fails.
+
+  So what was interrupted is what is used afterwards.
+  """
+  made = []
+
+  def run():
+    if not made:
+      made.append(make())
+    result = use(made[0])
+    made.clear()
+    return result
+
+  return run
+
+
 # --- Methods -----------------------------------------------------------------
 
 
@@ -187,6 +205,41 @@ def bound_mutable():
     model(X, train=False)
   model.put_variable('counts', 'n', 3 * model.get_variable('counts', 'n'))
   return model.variables['counts'], model(X, train=False)
+
+
+class Nest(nn.Module):
+  depth: int
+
+  @nn.compact
+  def __call__(self, x):
+    x = nn.Dense(3)(x)
+    return Nest(self.depth - 1)(x) + nn.Dense(3)(x) if self.depth else x
+
+
+LARGE = Holder(Nest(2), (nn.Dense(3), Setup(nn.Dense(3))))
+LARGE_VARIABLES = LARGE.init(KEY, X)
+
+
+class Adopting(nn.Module):
+  @nn.compact
+  def __call__(self, x):
+    return Holder(OUTSIDE, (OUTSIDE, Nest(0)))(x)
+
+
+ADOPTING_VARIABLES = Adopting().init(KEY, X)
+
+first_use = kept(
+  lambda: LARGE.bind(LARGE_VARIABLES),
+  lambda m: (m(X), m.head(X), m.others[1](X), m.inner(X), m(X)),
+)
+first_look = kept(
+  lambda: LARGE.bind(LARGE_VARIABLES),
+  lambda m: (m.others[1].layers[0](X), m.others[1].size, m.head.variables),
+)
+first_adoption = kept(
+  lambda: Adopting().bind(ADOPTING_VARIABLES),
+  lambda m: (m(X), m(X)),
+)
 
 
 def copies():
@@ -395,6 +448,44 @@ def metadata(self, x):
   return nn.add_metadata_axis(nn.Dense, metadata_params=options)(3)(x)
 
 
+class Noisy(nn.Module):
+  kind: Any
+
+  @nn.compact
+  def __call__(self, x):
+    for _ in range(3):
+      x = self.kind()(x)
+    return x + jax.random.uniform(self.make_rng('noise'))
+
+
+class HaikuInside(nn.Module):
+  kind: Any
+
+  @nn.compact
+  def __call__(self, x):
+    f = self.kind
+    return f(self, x) + f(self, x) + hk.Linear(3)(x)
+
+
+def draw_keys(kind):
+  def draw(key):
+    rngs = {'dropout': key, 'noise': key}
+    return [Noisy(kind).apply({}, X, rngs=rngs) for _ in range(2)]
+
+  return str(jax.make_jaxpr(draw)(KEY))
+
+
+# What JAX has compiled, or has not, is there the next time.
+compiled_keys = kept(lambda: nn.jit(Noise), draw_keys)
+compiled_parts = kept(
+  lambda: nn.jit(lambda self, x: hk.Linear(3)(x)),
+  lambda f: str(
+    jax.make_jaxpr(
+      lambda key: [HaikuInside(f).init_with_output(key, X) for _ in range(2)]
+    )(KEY)
+  ),
+)
+
 LIFTED = (vmap, remat, gradients, map_variables, custom_vjp, metadata)
 TRACED = (scan, rnn, jit, jit_methods, cond, while_loop, stacked)
 
@@ -468,6 +559,12 @@ def made_outside(x):
   return HOLDER(OUTSIDE(x)) + HOLDER(OUTSIDE(x))
 
 
+first_in_haiku = kept(
+  lambda: Holder(nn.Dense(3), (nn.Dense(3),)),
+  lambda m: in_haiku(lambda x: m(x) + m(x))(),
+)
+
+
 def haiku_scan(x):
   cell = Cell()
   if hk.running_init():
@@ -514,6 +611,26 @@ class Both(nn.Module):
 def haiku_inside():
   variables = Both().init(KEY, X)
   return variables, Both().apply(variables, X, mutable=['state'])
+
+
+def rename(n):
+  names = f'layer-{n}', (n, 'a'), f'w:{n}', f'{n}/x'
+  variables = {
+    'params': {names[0]: {names[2]: X, names[3]: {names[1]: X}}},
+    'state': {names[0]: {names[1]: X}},
+  }
+  params, state = interop.to_haiku(variables, root='r')
+  assert interop.from_haiku(params, state, root='r') == variables
+
+
+NUMBERS = itertools.count(10**6)
+# What is known of a name is kept: a name that was interrupted comes again.
+odd_names_program = kept(lambda: next(NUMBERS), rename)
+
+
+def odd_names():
+  odd_names_program()
+  return 'as they were'
 
 
 def functions():
@@ -650,19 +767,29 @@ def runner():
 
 # --- The table ---------------------------------------------------------------
 
+# Settings that hold in a `with` block are put back twice, not three times.
+INTERRUPTED_ONCE = {'observed', 'other_files', 'hook', 'runner'}
+
 
 def named(*programs):
   return {p.__name__: p for p in programs}
 
 
 GROUPS = {
-  'methods': named(
-    *(init_apply, setup, adopted, keys, bound, bound_mutable, copies, scopes),
-    *(observed, tables, lazy),
-  ),
+  'methods': {
+    'first_use': first_use,
+    'first_look': first_look,
+    'first_adoption': first_adoption,
+    **named(
+      *(init_apply, setup, adopted, keys, bound, bound_mutable, copies, scopes),
+      *(observed, tables, lazy),
+    ),
+  },
   'lifted': {
     **{f.__name__: lifted(f) for f in LIFTED},
     **{f.__name__: lifted(f, is_traced=True) for f in TRACED},
+    'compiled_keys': compiled_keys,
+    'compiled_parts': compiled_parts,
   },
   'tracing': named(
     traced_init, traced_step, traced_bound, traced_shapes, traced_lifted
@@ -673,7 +800,8 @@ GROUPS = {
       f.__name__: in_haiku(f, is_traced=True)
       for f in (haiku_scan, haiku_lifted, recurrent)
     },
-    **named(multi, haiku_inside, functions),
+    **named(multi, haiku_inside, functions, odd_names),
+    'first_in_haiku': first_in_haiku,
   },
   'saving': named(
     *(optimizers, bytes_of_trees, structs, checkpoint, weight_files, pickled),

@@ -18,7 +18,7 @@ import pathlib
 import random
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import haiku as hk
@@ -253,11 +253,11 @@ def _interrupted(program: Program, fault: Any, probe: Program) -> str:
 # --- Runs --------------------------------------------------------------------
 
 
-def draw(program: Program, error: Any, rng: random.Random) -> Any:
+def draw(program: Program, error: Any, rng: random.Random, once: bool) -> Any:
   if error is RecursionError and rng.random() < 0.5:
-    return FewFrames(rng.randrange(5, 250))
+    return FewFrames(rng.randrange(5, 140))
   each = rng.choice(list(program.steps))
-  again = rng.choice((0, 0, rng.randrange(1, 60)))
+  again = 0 if once else rng.choice((0, 0, rng.randrange(1, 60)))
   at = rng.randrange(1, program.steps[each] + 1)
   return Fault(error, at, again, each)
 
@@ -269,6 +269,7 @@ def run(
   seed: int = 0,
   each: tuple[str, ...] = ('line', 'opcode'),
   errors: tuple[Any, ...] = ERRORS,
+  once: Collection[str] = (),
 ) -> tuple[collections.Counter, list[str]]:
   """Interrupts programs, in turn, so many times by each error.
 
@@ -282,7 +283,7 @@ def run(
     for i in range(count):
       name = list(made)[i % len(made)]
       rng = random.Random(f'{seed}/{error.__name__}/{i}')
-      fault = draw(made[name], error, rng)
+      fault = draw(made[name], error, rng, name in once)
       found = interrupted(made[name], fault, of_probe)
       results[error.__name__] += bool(fault.where)
       results['twice'] += len(fault.where) > 1
@@ -302,7 +303,8 @@ def main() -> int:
   failed = 0
   for group in groups:
     programs = fault_programs.GROUPS[group]
-    results, problems = run(programs, fault_programs.probe, count)
+    once = fault_programs.INTERRUPTED_ONCE
+    results, problems = run(programs, fault_programs.probe, count, once=once)
     failed += len(problems)
     print(f'{group}: {dict(results)}, {len(problems)} wrong', flush=True)
     for problem in problems[:40]:

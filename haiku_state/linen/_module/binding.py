@@ -171,12 +171,13 @@ def register(owner: ModuleBase, name: str, value: Any) -> None:
     new = adopt('', value)
   else:
     new = submodules.freeze_attr(submodules.map_leaves(adopt, value))
-  object.__setattr__(owner, name, new)
   for module in attached:
     if is_haikus(module):
       settle(module, owner)  # It is the user's own object, made already.
     else:
       module.__post_init__()
+  # Now, so that an attribute is there whole or not at all.
+  object.__setattr__(owner, name, new)
   calls.half_done -= 1
 
 
