@@ -76,11 +76,14 @@ def restored(restore: Callable[[], Any]) -> Iterator[None]:
   """Returns a context at whose end something is called.
 
   For settings that a user can make for good, too, and that no extent holds. If
-  an error comes while it is called, or just before, it is called once more.
+  an error comes while it is called, or just before, it is called once more. It
+  is called at first, too: if Python's stack has no room for it, it is better to
+  know before there is anything to restore.
 
   Args:
-    restore: makes what is to be made, however often.
+    restore: makes it as it is now, however often.
   """
+  restore()
   try:
     try:
       yield

@@ -182,15 +182,15 @@ def _no_module(name: str) -> ModuleNotFoundError:
   return ModuleNotFoundError(_names.missing_message(name))
 
 
-def _loaded() -> dict[str, types.ModuleType]:
+def loaded() -> dict[str, types.ModuleType]:
   """Returns `flax` and its submodules, of the modules that are loaded."""
-  loaded = list(sys.modules.items())
-  return {n: module for n, module in loaded if _names.is_package(n, THEIRS)}
+  modules = list(sys.modules.items())
+  return {n: module for n, module in modules if _names.is_package(n, THEIRS)}
 
 
 def _unload() -> None:
   """Removes `flax` and its submodules from the modules that are loaded."""
-  for name in _loaded():
+  for name in loaded():
     del sys.modules[name]
 
 
@@ -210,7 +210,7 @@ def install() -> None:
   if current() is not None:
     return
   finder = _Finder()
-  finder.hidden = _loaded()
+  finder.hidden = loaded()
   sys.meta_path.insert(0, finder)
   # From here on `uninstall` brings them back, whatever happens.
   _unload()
@@ -222,11 +222,23 @@ def uninstall() -> None:
   finder = current()
   if finder is None:
     return
-  finder.forget()
+  put_back(finder.hidden)
+
+
+def put_back(hidden: dict[str, types.ModuleType]) -> None:
+  """Removes the hook, and makes `import flax` give what it gave before.
+
+  Args:
+    hidden: what was `loaded` then.
+  """
+  finder = current()
+  if finder is not None:
+    finder.forget()
   _unload()
-  sys.modules.update(finder.hidden)
-  # Last: until then it can be called again.
-  sys.meta_path.remove(finder)
+  sys.modules.update(hidden)
+  if finder is not None:
+    # Last: until then this can be done again.
+    sys.meta_path.remove(finder)
 
 
 @contextlib.contextmanager
@@ -235,6 +247,7 @@ def installed() -> Iterator[None]:
   if current() is not None:
     yield
     return
-  with restored(uninstall):
+  hidden = loaded()
+  with restored(lambda: put_back(hidden)):
     install()
     yield

@@ -285,10 +285,11 @@ def _surroundings() -> Iterator[None]:
   frozen = config.flax_return_frozendict
   environment = {x: os.environ.get(x) for x in _VARIABLES}
   was_installed = _hook.current() is not None
+  hidden = _hook.loaded()
 
   def restore():
     if not was_installed:
-      _hook.uninstall()
+      _hook.put_back(hidden)
     for name, value in environment.items():
       if value is None:
         os.environ.pop(name, None)
