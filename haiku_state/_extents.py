@@ -17,9 +17,8 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 if TYPE_CHECKING:
-  from typing import Protocol
 
-  class _RLock(Protocol):
+  class _RLock:
     def __enter__(self) -> bool: ...
     def __exit__(self, *args: Any) -> None: ...
     def _is_owned(self) -> bool: ...
