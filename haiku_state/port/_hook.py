@@ -21,7 +21,7 @@ import types
 from collections.abc import Callable, Iterator, Sequence
 
 from haiku_state._extents import restored
-from haiku_state.port import _names
+from haiku_state.port import _names, _old_jax
 from haiku_state.port._names import OURS, THEIRS
 
 
@@ -199,14 +199,20 @@ def current() -> _Finder | None:
   return next((f for f in sys.meta_path if isinstance(f, _Finder)), None)
 
 
-def install() -> None:
+def install(old_jax: bool = True) -> None:
   """Makes `import flax` give the modules of this package.
 
   `flax.linen` is then `haiku_state.linen`, the same object, and so on; `flax`
   itself has what `haiku_state` has, and the version of the Flax that it behaves
   as. The real Flax, also one that was imported before, is out of reach. A name
   that is not here raises an error that says what to write instead.
+
+  Args:
+    old_jax: whether programs also find the names that JAX has removed, such as
+      `jax.tree_map`, where they are small; see "Names that JAX has removed".
   """
+  if old_jax:
+    _old_jax.install()
   if current() is not None:
     return
   finder = _Finder()
@@ -218,7 +224,8 @@ def install() -> None:
 
 
 def uninstall() -> None:
-  """Makes `import flax` give Flax again, if it is installed."""
+  """Makes `import flax` give Flax again, if it is installed, and JAX as it is."""
+  _old_jax.uninstall()
   finder = current()
   if finder is None:
     return
@@ -242,12 +249,27 @@ def put_back(hidden: dict[str, types.ModuleType]) -> None:
 
 
 @contextlib.contextmanager
-def installed() -> Iterator[None]:
-  """Installs the hook for the duration of a `with` block."""
-  if current() is not None:
+def installed(old_jax: bool = True) -> Iterator[None]:
+  """Installs the hook for the duration of a `with` block.
+
+  Args:
+    old_jax: whether programs also find the names that JAX has removed, as for
+      `install`.
+  """
+  with restored(as_it_is()):
+    install(old_jax)
     yield
-    return
+
+
+def as_it_is() -> Callable[[], None]:
+  """Returns a function that removes what is not installed now."""
+  is_installed, has_old = current() is not None, _old_jax.current() is not None
   hidden = loaded()
-  with restored(lambda: put_back(hidden)):
-    install()
-    yield
+
+  def restore() -> None:
+    if not has_old:
+      _old_jax.uninstall()
+    if not is_installed:
+      put_back(hidden)
+
+  return restore
