@@ -92,20 +92,25 @@ def notes_of_run() -> dict[Any, Any]:
 
   A run inside of one of ours, of the same kind, gets the dict of ours.
   """
-  runs = _notes.current().runs
-  while runs and runs[-1].is_over():
-    runs.pop()
-  for noted in reversed(runs):
-    if noted.is_current():
-      return noted.notes
-  runs.append(_Noted.of_haiku())
-  return runs[-1].notes
+  noted = _noted()
+  if noted is None:
+    noted = _Noted.of_haiku()
+    _notes.current().runs.append(noted)
+  return noted.notes
 
 
 def notes_if_any() -> Mapping[Any, Any]:
   """Returns `notes_of_run`, or nothing where nobody has asked for them."""
-  runs = _notes.runs
-  return notes_of_run() if runs and not runs[-1].is_over() else {}
+  noted = _noted()
+  return {} if noted is None else noted.notes
+
+
+def _noted() -> _Noted | None:
+  """Returns what is noted of the run that goes on, None if nothing is."""
+  runs = _notes.current().runs
+  while runs and runs[-1].is_over():
+    runs.pop()
+  return next((noted for noted in reversed(runs) if noted.is_current()), None)
 
 
 # --- One run -----------------------------------------------------------------
