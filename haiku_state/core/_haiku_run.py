@@ -92,7 +92,7 @@ def notes_of_run() -> dict[Any, Any]:
 
   A run inside of one of ours, of the same kind, gets the dict of ours.
   """
-  noted = _noted()
+  noted = _noted_here()
   if noted is None:
     noted = _Noted.of_haiku()
     _notes.current().runs.append(noted)
@@ -101,11 +101,11 @@ def notes_of_run() -> dict[Any, Any]:
 
 def notes_if_any() -> Mapping[Any, Any]:
   """Returns `notes_of_run`, or nothing where nobody has asked for them."""
-  noted = _noted()
+  noted = _noted_here()
   return {} if noted is None else noted.notes
 
 
-def _noted() -> _Noted | None:
+def _noted_here() -> _Noted | None:
   """Returns what is noted of the run that goes on, None if nothing is."""
   runs = _notes.current().runs
   while runs and runs[-1].is_over():
