@@ -17,17 +17,16 @@ See https://flax.readthedocs.io/en/latest/api_reference/flax.serialization.html
 and https://github.com/msgpack/msgpack/blob/master/spec.md.
 """
 
-import contextlib
 import enum
 import re
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from haiku_state._extents import Extent, Extents
 from haiku_state._plain_arrays import check_content, short
 
 __all__ = [
@@ -61,22 +60,16 @@ class _AnyNamedTuple:
   """Stands for every NamedTuple class in the registry."""
 
 
-class _Path(threading.local):
-  """Where in the state dict this thread reads just now."""
+class _Path(Extent):
+  """Where in the state dict a thread reads just now."""
 
-  def __init__(self):
-    self.names: list[str] = []
+  __slots__ = ('names',)
 
-  @contextlib.contextmanager
-  def entered(self, name: str) -> Iterator[None]:
-    self.names.append(name)
-    try:
-      yield
-    finally:
-      self.names.pop()
+  def __init__(self, *names: str):
+    self.names = names
 
 
-_path = _Path()
+_path = Extents(_Path)
 
 
 def current_path() -> str:
@@ -90,7 +83,7 @@ def current_path() -> str:
   >>> current_path()
   ''
   """
-  return '/'.join(_path.names)
+  return '/'.join(_path.current().names)
 
 
 def register_serialization_state(
@@ -201,7 +194,7 @@ def from_state_dict(target: Any, state: Any, name: str = '.') -> Any:
   handler = _handler_of(target)
   if handler is None:
     return state
-  with _path.entered(name):
+  with _path.begin(_Path(*_path.current().names, name)):
     return handler[1](target, state)
 
 

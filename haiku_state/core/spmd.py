@@ -13,6 +13,7 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from haiku_state import _versions
+from haiku_state._extents import restored
 from haiku_state._versions import Format
 from haiku_state.core import _specs, meta
 from haiku_state.typing import LogicalRules, Sharding
@@ -55,11 +56,9 @@ def logical_axis_rules(rules: LogicalRules) -> Iterator[None]:
     ()
   """
   before = _rules.current
-  _rules.current = rules
-  try:
+  with restored(lambda: set_logical_axis_rules(before)):
+    set_logical_axis_rules(rules)
     yield
-  finally:
-    _rules.current = before
 
 
 def composite_rules(rule1, rule2):

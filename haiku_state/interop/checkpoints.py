@@ -17,11 +17,11 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
-import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from haiku_state import serialization
+from haiku_state._temporary_files import create, temporary_path
 from haiku_state.interop import _npz, _pickles, _safetensors
 from haiku_state.interop._plain import Path, flat, leaves, nested, told
 from haiku_state.interop._plain import WeightsFileError as WeightsFileError
@@ -32,16 +32,14 @@ from haiku_state.interop._plain import WeightsFileError as WeightsFileError
 def _write(path: Path, content: bytes) -> None:
   """Writes a file whole or not at all."""
   target = pathlib.Path(path)
-  handle, name = tempfile.mkstemp(prefix='.haiku_state-', dir=target.parent)
+  name = temporary_path(target.parent, '.haiku_state-')
   try:
-    with os.fdopen(handle, 'wb') as file:
+    with create(name) as file:
       file.write(content)
-    umask = os.umask(0)
-    os.umask(umask)
-    os.chmod(name, 0o666 & ~umask)
     os.replace(name, target)
   except BaseException:
-    os.unlink(name)
+    with contextlib.suppress(FileNotFoundError):
+      os.unlink(name)
     raise
 
 

@@ -239,14 +239,16 @@ def install() -> None:
   if current() is not None:
     return
   finder = _Finder()
-  _put_on_configuration()
   for name in _PARENTS:
     with contextlib.suppress(ImportError):  # If it is gone: see `_Finder`.
       module = _imported(name)
       if type(module) is types.ModuleType:
-        module.__class__ = _with_old_arguments(module)
         finder.modules.append(module)
   sys.meta_path.append(finder)
+  # From here on `uninstall` puts them back, whatever happens.
+  _put_on_configuration()
+  for module in finder.modules:
+    module.__class__ = _with_old_arguments(module)
 
 
 def _put_on_configuration() -> None:
@@ -299,7 +301,6 @@ def uninstall() -> list[Use]:
   finder = current()
   if finder is None:
     return []
-  sys.meta_path.remove(finder)
   for module in finder.modules:
     module.__class__ = types.ModuleType
   for name in finder.found:
@@ -307,6 +308,8 @@ def uninstall() -> list[Use]:
     sys.modules.pop(name, None)
     vars(sys.modules[parent]).pop(last, None)
   _take_off_configuration()
+  # Last: until then it can be called again.
+  sys.meta_path.remove(finder)
   return list(finder.used)
 
 

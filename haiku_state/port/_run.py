@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TextIO
 
 from haiku_state import _versions
+from haiku_state._extents import restored
 from haiku_state.configurations import config
 from haiku_state.port import (
   _documents,
@@ -300,17 +301,10 @@ def _surroundings() -> Iterator[None]:
   excepthook = sys.excepthook
   frozen = config.flax_return_frozendict
   environment = {x: os.environ.get(x) for x in _VARIABLES}
-  if not _versions.IS_PATH_SAFE:
-    sys.path.insert(0, '')
-  was_installed = _hook.current() is not None
-  had_old_names = _old_jax.current() is not None
-  try:
-    yield
-  finally:
-    if not was_installed:
-      _hook.uninstall()
-    elif not had_old_names:
-      _old_jax.uninstall()
+  remove_hook = _hook.as_it_is()
+
+  def restore():
+    remove_hook()
     for name, value in environment.items():
       if value is None:
         os.environ.pop(name, None)
@@ -319,6 +313,11 @@ def _surroundings() -> Iterator[None]:
     config.update('flax_return_frozendict', frozen)
     sys.excepthook = excepthook
     sys.modules['__main__'], sys.argv, sys.path[:] = main, argv, path
+
+  with restored(restore):
+    if not _versions.IS_PATH_SAFE:
+      sys.path.insert(0, '')
+    yield
 
 
 _VARIABLES = ('PYTHONPATH', 'FLAX_RETURN_FROZENDICT', 'HAIKU_STATE_OLD_JAX')

@@ -365,7 +365,9 @@ def _save_by_orbax(save: _Save, target, checkpointer):
     )
   # Orbax waits for all processes first, so none looks before this is done.
   if jax.process_index() == 0:
-    _checkpoint_commit.hold(save.tmp_path)()  # Removes what a kill has left.
+    _checkpoint_commit.hold(
+      save.tmp_path
+    ).let_go()  # Removes what a kill has left.
     _checkpoint_commit.settle(save.base_path)
     if save.overwrite and _checkpoint_paths.is_local(save.path):
       _checkpoint_commit.set_aside(save.path)
@@ -428,24 +430,27 @@ def _warn_of_msgpack():
 
 
 def _save_by_msgpack(save: _Save, target, async_manager, checksum: bool):
-  let_go = _checkpoint_commit.hold(save.tmp_path)
-  try:
-    _checkpoint_commit.settle(save.base_path)
-    _check_is_last(save)
-    data = serialization.to_bytes(target)
+  with _checkpoint_commit.hold(save.tmp_path) as held:
+    try:
+      _checkpoint_commit.settle(save.base_path)
+      _check_is_last(save)
+      data = serialization.to_bytes(target)
+      own = held.again() if async_manager else held
+      note = data if checksum else None
+      _run(async_manager, functools.partial(_write_held, own, save, data, note))
+    except BaseException:
+      held.let_go()
+      raise
 
-    def write():
-      try:
-        _checkpoint_commit.note_checksum(save.path, data if checksum else None)
-        _write(save, data)
-      finally:
-        let_go()
 
-    _run(async_manager, write)
-  except BaseException:
-    # The task that has begun lets go itself; it can be done only once.
-    let_go()
-    raise
+def _write_held(held: _checkpoint_commit.Hold, save: _Save, data: bytes, note):
+  """Writes the file, and lets others write when it is there."""
+  with held:
+    try:
+      _checkpoint_commit.note_checksum(save.path, note)
+      _write(save, data)
+    finally:
+      held.let_go()
 
 
 def _check_is_last(save: _Save):

@@ -12,7 +12,7 @@ from typing import Any
 from haiku_state import core, errors
 from haiku_state.core.filters import CollectionFilter, DenyList, union_filters
 from haiku_state.linen._module.base import CaptureFilter, ModuleBase
-from haiku_state.linen._module.context import context
+from haiku_state.linen._module.context import Calls, context
 from haiku_state.linen._module.haiku_names import haiku_name
 from haiku_state.linen._module.pure_methods import BoundPureMethod
 
@@ -28,14 +28,18 @@ def _scope_function(
 
   @functools.wraps(fn)
   def scope_fn(scope, *args, **kwargs):
-    context.captures.append(capture)
-    try:
+    with context.begin(_in_apply(capture)):
       bound = module.clone(parent=scope, _deep_clone=True)
       return fn(bound, *args, **kwargs)
-    finally:
-      context.captures.pop()
 
   return scope_fn
+
+
+def _in_apply(capture: CaptureFilter) -> Calls:
+  """Returns the calls of a run that begins."""
+  calls = Calls(context.current())
+  calls.capture, calls.is_in_apply = capture, True
+  return calls
 
 
 def capture_call_intermediates(module: Any, method_name: str) -> bool:
