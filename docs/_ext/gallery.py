@@ -1,0 +1,44 @@
+"""How the gallery runs the examples."""
+
+import pathlib
+
+EXAMPLES = pathlib.Path(__file__).parents[2] / 'examples'
+
+# How many steps each example takes on the site, in the order of the gallery:
+# enough for a picture, and few enough for a build of some minutes in all. The
+# others follow, with as many as `OTHERS`.
+STEPS = {
+  'managing_parameters_and_state': 300,
+  'digits': 100,
+  'vae': 400,
+  'characters': 100,
+  'transformer': 100,
+  'resnet': 20,
+  'ensemble': 300,
+  'sequence': 200,
+  'actor_critic': 300,
+}
+OTHERS = 50
+
+
+def is_shown(path: pathlib.Path) -> bool:
+  """Says whether a file is an example: its docstring begins with a title."""
+  return path.read_text().partition('\n====')[0].count('\n') == 1
+
+
+def not_shown() -> str:
+  """Returns a pattern of the files that the examples share."""
+  names = [p.stem for p in EXAMPLES.rglob('*.py') if not is_shown(p)]
+  return rf'(^|/)({"|".join(names)})\.py$'
+
+
+def arguments(conf, script):
+  """Returns what an example is given: few steps, and a picture to show only."""
+  name = pathlib.Path(script['src_file']).stem
+  return ['--steps', str(STEPS.get(name, OTHERS)), '--picture', '']
+
+
+def in_order(folder):
+  """Returns what sorts the files of the gallery."""
+  places = {f'{name}.py': i for i, name in enumerate(STEPS)}
+  return lambda file: (places.get(file, len(places)), file)
