@@ -191,10 +191,15 @@ def test_no_name_lacks_its_place(module):
 def test_signatures_can_be_read(site):
   found = ''
   for page in (site / 'api').glob('*.html'):
-    for signature in re.findall('<dt class="sig.*?</dt>', page.read_text(), re.S):
+    for signature in re.findall(
+      '<dt class="sig.*?</dt>', page.read_text(), re.S
+    ):
       text = html.unescape(re.sub('<[^>]*>', '', signature))
       found += re.sub(r'\s+', ' ', text)
       assert ' at 0x' not in text and 'object>' not in text, text
       assert '= Unspecified' not in text and '_src' not in text, text
-  for part in ('param_dtype: Dtype = float32', 'bias_init: Initializer = zeros'):
+  for part in (
+    'param_dtype: Dtype = float32',
+    'bias_init: Initializer = zeros',
+  ):
     assert part in found

@@ -63,7 +63,13 @@ class Family(Directive):
     module = self.arguments[0]
     names = ' '.join(self.content).split()
     # Names are looked up from outside of their module.
-    lines = ['.. py:currentmodule:: None', '', '.. autosummary::', '   :nosignatures:', '']
+    lines = [
+      '.. py:currentmodule:: None',
+      '',
+      '.. autosummary::',
+      '   :nosignatures:',
+      '',
+    ]
     lines += [f'   ~{module}.{name}' for name in names]
     for name in names:
       kind = kind_of(getattr(importlib.import_module(module), name))
@@ -186,8 +192,8 @@ def texts_of_class(cls) -> dict[str, tuple[str, str]]:
     if '__init__' in vars(c) and not dataclasses.is_dataclass(c):
       texts.update(texts_of(vars(c)['__init__']))
     texts.update(texts_of_fields(c))
-  texts['name'] = ('str | None', 'None') if 'parent' in texts else texts.get(
-    'name', ('', '')
+  texts['name'] = (
+    ('str | None', 'None') if 'parent' in texts else texts.get('name', ('', ''))
   )
   texts.pop('return', None)
   return texts

@@ -24,4 +24,3 @@ def mathml(node) -> str:
   # An old command of fonts, in docstrings of JAX.
   text = node.astext().replace(r'\rm', r'\mathrm')
   return latex2mathml.tex2mathml(text)
-
