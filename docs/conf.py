@@ -1,6 +1,7 @@
 """The site of the documents: `sphinx-build docs site` makes it."""
 
 import pathlib
+import re
 import sys
 
 DOCS = pathlib.Path(__file__).parent
@@ -48,8 +49,12 @@ copybutton_prompt_is_regexp = True
 
 # Documents link to each other's headings, as they do where the code is read.
 myst_heading_anchors = 3
-# Links out of this folder are for readers of the code.
-suppress_warnings = ['myst.xref_missing']
+# What is shown of the folder above, and the name of its page.
+BROUGHT_IN = {
+  'README': 'index',
+  'CHANGELOG': 'changelog',
+  'CONTRIBUTING': 'contributing',
+}
 
 # --- The API -----------------------------------------------------------------
 
@@ -90,10 +95,17 @@ sphinx_gallery_conf = {
 
 
 def setup(app):
-  app.connect('source-read', lead_to_pages)
+  app.connect('source-read', bring_in_files)
 
 
-def lead_to_pages(app, name, source):
-  """Has links to the README and the changes lead to their pages in the site."""
-  for file, page in (('README', 'index'), ('CHANGELOG', 'changelog')):
-    source[0] = source[0].replace(f'](../{file}.md', f']({page}.md')
+def bring_in_files(app, name, source):
+  """Shows files from outside of this folder, and leads links to their pages."""
+  text = source[0]
+  for file in BROUGHT_IN:
+    if text.startswith(f'[{file}](../{file}.md)'):
+      rest = text.partition('\n')[2]
+      text = (DOCS.parent / f'{file}.md').read_text() + rest
+      text = text.replace('](docs/', '](')
+  for file, page in BROUGHT_IN.items():
+    text = re.sub(rf'\]\((\.\./)?{file}\.md', f']({page}.md', text)
+  source[0] = text

@@ -24,7 +24,7 @@ for needed in (
   pytest.importorskip(needed)
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
-FAMILY = re.compile(r'^\.\. family:: (\S+)\n\n((?:   \w+\n)+)', re.M)
+FAMILY = re.compile(r'^\.\. (family|further):: (\S+)\n\n((?:   \w+\n)+)', re.M)
 
 
 @pytest.fixture(scope='module')
@@ -38,7 +38,7 @@ def site(tmp_path_factory):
       top / folder,
       ignore=shutil.ignore_patterns('gallery', '__pycache__'),
     )
-  for file in ('README.md', 'CHANGELOG.md'):
+  for file in ('README.md', 'CHANGELOG.md', 'CONTRIBUTING.md'):
     shutil.copy(REPOSITORY / file, top)
   built = subprocess.run(
     [sys.executable, '-m', 'sphinx', '-qW', '--keep-going']
@@ -123,8 +123,12 @@ def test_every_page_has_a_name_of_its_own(site):
   assert not twice
 
 
-def test_links_to_the_readme_lead_to_its_page(site):
-  assert 'href="design.html"' in (site / 'index.html').read_text()
+def test_first_page_is_the_readme(pages, site):
+  page = pages[site / 'index.html']
+  assert {'import-it', 'put-it-into-a-haiku-project'} <= page.ids
+  assert {'design.html', 'changelog.html', 'contributing.html'} <= set(
+    page.links
+  )
 
 
 # --- Names -------------------------------------------------------------------
@@ -143,17 +147,22 @@ def test_every_error_has_its_place(pages, site):
     assert place in pages[site / 'api' / 'errors.html'].ids
 
 
-def families():
+def families(*directives):
   """Yields the names that the pages of the API put into families."""
   for page in sorted((REPOSITORY / 'docs' / 'api').glob('*.rst')):
-    for module, names in FAMILY.findall(page.read_text()):
-      yield from ((module, name) for name in names.split())
+    for directive, module, names in FAMILY.findall(page.read_text()):
+      if directive in directives:
+        yield from ((module, name) for name in names.split())
+
+
+def listed():
+  return list(families('family', 'further'))
 
 
 def test_names_are_where_users_find_them(pages):
   places = set().union(*(page.ids for page in pages.values()))
-  assert len(list(families())) > 200
-  for module, name in families():
+  assert len(listed()) > 250
+  for module, name in listed():
     assert f'{module}.{name}' in places
 
 
@@ -173,8 +182,8 @@ def test_names_are_where_users_find_them(pages):
   ],
 )
 def test_no_name_lacks_its_place(module):
-  listed = {
-    id(getattr(importlib.import_module(m), name)) for m, name in families()
+  there = {
+    id(getattr(importlib.import_module(m), name)) for m, name in listed()
   }
   found = importlib.import_module(module)
   missing = [
@@ -183,9 +192,28 @@ def test_no_name_lacks_its_place(module):
     if callable(value := getattr(found, name))
     and not name.startswith('_')
     and str(value.__module__).startswith(('haiku_state', 'jax._src.nn'))
-    and id(value) not in listed
+    and id(value) not in there
   ]
   assert not missing, 'enter these in a family of docs/api'
+
+
+def has_example(module, name):
+  """Says whether a name has an example; those of JAX have it in the module."""
+  value = getattr(importlib.import_module(module), name)
+  if not callable(value) or '>>>' in (value.__doc__ or ''):
+    return True
+  if not str(value.__module__).startswith('jax'):
+    return False
+  page = 'haiku_state.linen.activation' if module.endswith('linen') else module
+  shown = importlib.import_module(page).__doc__
+  return re.search(rf'>>> .*\.{name}\(', shown) is not None
+
+
+def test_every_name_of_a_family_has_an_example():
+  without = [
+    f'{m}.{name}' for m, name in families('family') if not has_example(m, name)
+  ]
+  assert not without
 
 
 def test_signatures_can_be_read(site):

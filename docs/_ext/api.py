@@ -47,6 +47,7 @@ def setup(app):
   # Before napoleon, whose priority is 500, and after it.
   app.connect('autodoc-process-docstring', name_fields, priority=400)
   app.connect('autodoc-process-docstring', as_restructured_text, priority=900)
+  app.connect('html-page-context', lead_back)
   return {'parallel_read_safe': True}
 
 
@@ -299,3 +300,32 @@ def marked(part):
     return part
   part = re.sub(r'(?<![\\*\w])\*(?=\w)', r'\*', part)
   return re.sub(r'^(?=s\b)', r'\ ', part)
+
+
+# --- Pages of source ---------------------------------------------------------
+
+BACK = re.compile(
+  r'(<a class="viewcode-back" href=")([^"#]*)#([^"]*)(">.*?</a>)'
+)
+
+
+def lead_back(app, page, template, context, doctree):
+  """Has links from the source lead to where a name is told of.
+
+  Viewcode takes all names of a file to be told of under one module.
+  """
+  if not page.startswith('_modules/'):
+    return
+  module = page.removeprefix('_modules/').replace('/', '.')
+  objects = app.env.get_domain('py').objects
+
+  def corrected(match):
+    parts = match[3].split('.')
+    tails = ['.'.join(parts[-n:]) for n in (1, 2)]
+    for name in (match[3], *(f'{module}.{tail}' for tail in tails)):
+      if found := objects.get(name):
+        uri = app.builder.get_relative_uri(page, found.docname)
+        return f'{match[1]}{uri}#{found.node_id}{match[4]}'
+    return ''
+
+  context['body'] = BACK.sub(corrected, context['body'])

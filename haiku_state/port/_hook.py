@@ -199,6 +199,13 @@ def install() -> None:
   itself has what `haiku_state` has, and the version of the Flax that it behaves
   as. The real Flax, also one that was imported before, is out of reach. A name
   that is not here raises an error that says what to write instead.
+
+  >>> from haiku_state import linen, port
+  >>> port.install()
+  >>> import flax.linen as nn
+  >>> nn is linen
+  True
+  >>> port.uninstall()
   """
   if current() is not None:
     return
@@ -209,7 +216,12 @@ def install() -> None:
 
 
 def uninstall() -> None:
-  """Makes `import flax` give Flax again, if it is installed."""
+  """Makes `import flax` give Flax again, if it is installed.
+
+  >>> from haiku_state import port
+  >>> port.install()
+  >>> port.uninstall()
+  """
   finder = current()
   if finder is None:
     return
@@ -221,7 +233,14 @@ def uninstall() -> None:
 
 @contextlib.contextmanager
 def installed() -> Iterator[None]:
-  """Installs the hook for the duration of a `with` block."""
+  """Installs the hook for the duration of a `with` block.
+
+  >>> from haiku_state import linen, port
+  >>> with port.installed():
+  ...   import flax.linen as nn
+  >>> nn is linen
+  True
+  """
   was = current()
   install()
   try:

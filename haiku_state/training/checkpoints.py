@@ -266,6 +266,15 @@ def save_checkpoint_multiprocess(
   Every process calls it. The first writes what all of them hold, and deletes
   what is outdated; each writes its parts of arrays that span the processes.
 
+  >>> import tempfile
+  >>> from haiku_state.training import checkpoints
+  >>> folder = tempfile.mkdtemp()
+  >>> import numpy as np
+  >>> target = {'w': np.ones(1)}
+  >>> path = checkpoints.save_checkpoint_multiprocess(folder, target, step=3)
+  >>> checkpoints.restore_checkpoint(folder, target={'w': np.zeros(1)})
+  {'w': array([1.])}
+
   Args:
     ckpt_dir: as for `save_checkpoint`, and so are the next six and the last.
     target: see there.
@@ -526,6 +535,15 @@ def latest_checkpoint(
 ) -> str | None:
   """Returns the path of the checkpoint with the highest step.
 
+  >>> import tempfile
+  >>> from haiku_state.training import checkpoints
+  >>> folder = tempfile.mkdtemp()
+  >>> print(checkpoints.latest_checkpoint(folder))
+  None
+  >>> path = checkpoints.save_checkpoint(folder, {'w': 1.0}, step=3)
+  >>> checkpoints.latest_checkpoint(folder) == path
+  True
+
   Args:
     ckpt_dir: the directory.
     prefix: the beginning of the names of the checkpoints.
@@ -548,6 +566,14 @@ def available_steps(
   step_type: type = int,
 ) -> list[int | float]:
   """Lists the steps of which there are checkpoints.
+
+  >>> import tempfile
+  >>> from haiku_state.training import checkpoints
+  >>> folder = tempfile.mkdtemp()
+  >>> for step in (1, 2, 3):
+  ...   _ = checkpoints.save_checkpoint(folder, {'w': 1.0}, step, keep=2)
+  >>> checkpoints.available_steps(folder)
+  [2, 3]
 
   Args:
     ckpt_dir: the directory.
