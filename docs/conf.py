@@ -35,6 +35,8 @@ html_theme = 'furo'
 html_title = 'haiku_state'
 html_favicon = '_static/favicon.svg'
 html_static_path = ['_static']
+# The search finds names, too.
+html_use_index = html_domain_indices = False
 html_css_files = ['site.css']
 html_math_renderer = 'mathml'
 html_theme_options = {
@@ -83,7 +85,7 @@ sphinx_gallery_conf = {
   'filename_pattern': '.*',
   'ignore_pattern': gallery.not_shown(),
   'reset_argv': 'gallery.arguments',
-  'within_subsection_order': 'gallery.in_order',
+  'within_subsection_order': 'gallery.place',
   'abort_on_example_error': True,
   # Cells define functions; the last one runs them, with arguments.
   'notebook_extensions': set(),

@@ -38,7 +38,8 @@ def arguments(conf, script):
   return ['--steps', str(STEPS.get(name, OTHERS)), '--picture', '']
 
 
-def in_order(folder):
-  """Returns what sorts the files of the gallery."""
-  places = {f'{name}.py': i for i, name in enumerate(STEPS)}
-  return lambda file: (places.get(file, len(places)), file)
+def place(file: str) -> tuple[int, str]:
+  """Returns what the files of the gallery are sorted by."""
+  name = pathlib.Path(file).stem
+  order = list(STEPS)
+  return (order.index(name) if name in STEPS else len(order), name)
