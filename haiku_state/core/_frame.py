@@ -312,6 +312,18 @@ def put_as_is(params: Bundles, state: Bundles) -> None:
   }
   if not any(params.values()) and not any(state.values()):
     return
+  _lifting(lambda: (params, state))()
+
+
+def _lifting(make: Callable[[], tuple[Bundles, Bundles]]) -> Callable[[], Any]:
+  """Returns a function by which Haiku lifts bundles into the frame as they are.
+
+  Args:
+    make: returns what is put into the frame of an `init`, under whole names.
+
+  Returns:
+    A function that puts it there; in `apply` it returns what the frame holds.
+  """
   made: list[Any] = []
 
   def take(next_f: Any, args: Any, kwargs: Any, context: Any) -> Any:
@@ -321,17 +333,30 @@ def put_as_is(params: Bundles, state: Bundles) -> None:
   was = hk_experimental.module_auto_repr(False)
   try:
     with hk.intercept_methods(take):
-      # What Haiku lifts goes into the frame as it is.
-      _, updater = hk.lift_with_state(
-        lambda: (params, state), name=LIFTED_NAME, allow_reuse=True
-      )
+      _, updater = hk.lift_with_state(make, name=LIFTED_NAME, allow_reuse=True)
   finally:
     hk_experimental.module_auto_repr(was)
   updater.ignore_update()
   lifting = made[-1]
   lifting.prefix_name = ''  # The names are whole ones.
   # It is no module of the user's: no interceptor is told of the call.
-  inspect.unwrap(type(lifting).__call__)(lifting)
+  return functools.partial(inspect.unwrap(type(lifting).__call__), lifting)
+
+
+def write_as_is(path: str, key: str, value: Any) -> None:
+  """Sets the current value of state to one that setters have seen already.
+
+  They are called once more, and what they make of it is not taken.
+  """
+
+  def take(next_setter: Any, changed: Any, context: Any) -> Any:
+    del changed, context
+    release(next_setter)
+    return value
+
+  # Haiku asks last the setter that was registered last.
+  with hk.custom_setter(take):
+    write_state(path, key, value)
 
 
 def shape_of(value: Any) -> tuple[int, ...]:
@@ -350,12 +375,16 @@ def frame_variables(root: str) -> dict[str, Any]:
 
   The cost grows with all that the frame holds.
   """
-  params, names = hk.get_params(), hk.get_current_state()
-  # Inside of `hk.scan` and the like the values there are those from outside.
-  state = {
-    path: at(path, _current_values, path, bundle)
-    for path, bundle in _bundles.below(names, root).items()
-  }
+  if hk.running_init():
+    params, names = hk.get_params(), hk.get_current_state()
+    # Inside of `hk.scan` and the like the values there are those from outside.
+    state = {
+      path: at(path, _current_values, path, bundle)
+      for path, bundle in _bundles.below(names, root).items()
+    }
+  else:
+    params, state = _lifting(lambda: ({}, {}))()
+    state = _bundles.below(state, root)
   variables = _bundles.from_haiku(_bundles.below(params, root), {}, root)
   _bundles.gather_state(variables, state, root, lambda col: True)
   return variables

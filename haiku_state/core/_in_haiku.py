@@ -102,6 +102,9 @@ class InHaiku:
         self._merge_level(place, below, known, col, value, only, new)
       elif name not in there and value is not None and _frame.is_initializing():
         self._add(path, col, name, value, new)
+      elif name in there and col != 'params':
+        check_stays(name, value, _frame.frame_is_current)
+        _frame.write_as_is(path, _names.state_key(col, name), value)
       elif (
         only is None
         or name not in there
