@@ -1,5 +1,6 @@
 """How the gallery runs the examples."""
 
+import ast
 import pathlib
 
 EXAMPLES = pathlib.Path(__file__).parents[2] / 'examples'
@@ -33,9 +34,14 @@ def not_shown() -> str:
 
 
 def arguments(conf, script):
-  """Returns what an example is given: few steps, and a picture to show only."""
-  name = pathlib.Path(script['src_file']).stem
-  return ['--steps', str(STEPS.get(name, OTHERS)), '--picture', '']
+  """Returns what an example is given: few steps, and a picture to show only.
+
+  Sphinx-gallery hides two names of a program from it, which the examples use.
+  """
+  path = pathlib.Path(script['src_file'])
+  doc = ast.get_docstring(ast.parse(path.read_text()), clean=False)
+  script['example_globals'].update(__doc__=doc, __file__=str(path))
+  return ['--steps', str(STEPS.get(path.stem, OTHERS)), '--picture', '']
 
 
 def place(file: str) -> tuple[int, str]:
