@@ -108,6 +108,7 @@ def bring_in_files(app, name, source):
       rest = text.partition('\n')[2]
       text = (DOCS.parent / f'{file}.md').read_text() + rest
       text = text.replace('](docs/', '](')
+      text = text.replace('](examples)', '](gallery/index.rst)')
   for file, page in BROUGHT_IN.items():
     text = re.sub(rf'\]\((\.\./)?{file}\.md', f']({page}.md', text)
   source[0] = text

@@ -11,15 +11,20 @@ EXAMPLES = pathlib.Path(__file__).parents[2] / 'examples'
 STEPS = {
   'managing_parameters_and_state': 300,
   'digits': 100,
-  'vae': 400,
+  'vae': 500,
   'characters': 100,
-  'transformer': 100,
+  'lstm': 200,
+  'transformer': 200,
   'resnet': 20,
-  'ensemble': 300,
-  'sequence': 200,
-  'actor_critic': 300,
+  'ensemble': 500,
+  'seq2seq': 300,
+  'actor_critic': 200,
+  'averages_and_spectral_norm': 300,
+  'looking_inside': 200,
+  'alphafold_weights': 200,
+  'old_program': 100,
 }
-OTHERS = 50
+OTHERS = 100
 
 
 def is_shown(path: pathlib.Path) -> bool:
