@@ -13,6 +13,7 @@ import haiku_state  # noqa: E402
 
 project = 'haiku_state'
 author = 'The haiku_state authors'
+copyright = author
 version = release = haiku_state.__version__
 
 extensions = [
