@@ -10,7 +10,7 @@ import functools
 import inspect
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import haiku as hk
@@ -27,6 +27,10 @@ traceback_util.register_exclusion(os.path.dirname(hk.__file__))
 
 # Of what is lifted by us. Forced, so that no other name is counted after it.
 LIFTED_NAME = hk.force_name('haiku_state_run')
+
+
+# Keys by the name of the module, as a set that is ordered.
+Names = dict[str, dict[str, None]]
 
 
 class Missing(Exception):
@@ -370,28 +374,53 @@ def dtype_of(value: Any) -> Any:
   return getattr(value, 'dtype', np.float32)
 
 
-def frame_variables(root: str) -> dict[str, Any]:
+def frame_variables(root: str, made: tuple[Names, Names]) -> dict[str, Any]:
   """Returns what the frame holds at and below a module.
 
   The cost grows with all that the frame holds.
+
+  Args:
+    root: Haiku's name of the module.
+    made: the names of parameters, and of state, that were made by it. Inside of
+      `hk.remat` and the like Haiku does not list them before those end.
   """
   if hk.running_init():
-    params, names = hk.get_params(), hk.get_current_state()
-    # Inside of `hk.scan` and the like the values there are those from outside.
+    params, state = hk.get_params(), hk.get_current_state()
+    params, state = _bundles.below(params, root), _bundles.below(state, root)
+    made_params, made_state = (_bundles.below(names, root) for names in made)
+    for path, names in made_params.items():
+      listed = params.get(path, {})
+      more = [key for key in names if key not in listed]
+      if more:
+        params[path] = {**listed, **_values(read_any_param, path, more)}
+    # Inside of them, the values that Haiku lists are those from outside.
     state = {
-      path: at(path, _current_values, path, bundle)
-      for path, bundle in _bundles.below(names, root).items()
+      path: _values(find_state, path, {**dict.fromkeys(listed), **names})
+      for path, listed, names in _joined(state, made_state)
     }
   else:
     params, state = _lifting(lambda: ({}, {}))()
-    state = _bundles.below(state, root)
-  variables = _bundles.from_haiku(_bundles.below(params, root), {}, root)
+    params, state = _bundles.below(params, root), _bundles.below(state, root)
+  variables = _bundles.from_haiku(params, {}, root)
   _bundles.gather_state(variables, state, root, lambda col: True)
   return variables
 
 
-def _current_values(path: str, names: Any) -> dict[str, Any]:
-  return {key: read_state(path, key) for key in names}
+def _joined(first: Any, second: Any) -> Iterator[tuple[str, Any, Any]]:
+  """Yields the keys of either mapping, with the values of both."""
+  for key in {**first, **second}:
+    yield key, first.get(key, {}), second.get(key, {})
+
+
+def _values(read: Callable[[str, str], Any], path: str, keys: Any) -> Any:
+  """Returns those values of a bundle that are there."""
+  found = {}
+  for key in keys:
+    try:
+      found[key] = at(path, read, path, key)
+    except Missing:
+      pass  # What made it was not kept, as in `hk.eval_shape`.
+  return found
 
 
 def frame_is_current() -> bool:

@@ -26,7 +26,17 @@ from haiku_state.core._store import (
 
 
 class InHaiku:
-  """Variables of a module of ours that runs in somebody's `hk.transform`."""
+  """Variables of a module of ours that runs in somebody's `hk.transform`.
+
+  Attributes:
+    made: the names of the parameters and of the state that were made here.
+  """
+
+  def __init__(self) -> None:
+    self.made: tuple[_frame.Names, _frame.Names] = ({}, {})
+
+  def _note(self, is_state: bool, path: str, key: str) -> None:
+    self.made[is_state].setdefault(path, {})[key] = None
 
   @functools.cached_property
   def trace(self) -> tracers.Trace:
@@ -71,12 +81,14 @@ class InHaiku:
         raise CannotChange(name)
       key = _names.escape_key(name)
       _frame.new_param(path, key, value, lambda: value)
+      self._note(False, path, key)
     else:
       key = _names.state_key(col, name)
       try:
         _frame.find_state(path, key)
       except _frame.Missing:
         _frame.new_state(path, key, value)
+        self._note(True, path, key)
       else:
         _frame.write_state(path, key, value)
 
@@ -118,6 +130,7 @@ class InHaiku:
     key = _names.escape_key(name) if is_param else _names.state_key(col, name)
     params, state = new
     (params if is_param else state).setdefault(path, {})[key] = value
+    self._note(not is_param, path, key)
 
   def names_outside(self, root: Place) -> Iterator[tuple[str, str]]:
     del root  # What is outside of it is the user's, not the module's.
@@ -139,6 +152,7 @@ class InHaiku:
     key = _names.escape_key(name)
 
     def init(shape, dtype):
+      self._note(False, place.path, key)
       value = make()
       check_stays(name, value, _frame.frame_is_current)
       return _frame.fit(value, want.shapes[0], want.dtype, shape, dtype, key)
@@ -161,4 +175,4 @@ class InHaiku:
     return value
 
   def variables(self, place: Place) -> dict[str, Any]:
-    return _frame.frame_variables(place.path)
+    return _frame.frame_variables(place.path, self.made)

@@ -50,6 +50,7 @@ class InRun(Tree):
       which see them inside of it.
     made: the parameters and the state that were set here: read where Haiku's
       frame is out of reach, and told to those who write back what changed.
+    first: the first value of state that was made here, where it is wanted.
     dropped: what a value of another kind has put out of the tree, by bundle and
       key: Haiku still has it.
     later: what is to be done to Haiku's frame, set where it was out of reach.
@@ -69,6 +70,7 @@ class InRun(Tree):
     self.has_fixed_params = has_fixed_params
     self.trace = trace
     self.made: tuple[_bundles.Bundles, _bundles.Bundles] = ({}, {})
+    self.first: _bundles.Bundles | None = None
     self.dropped: set[tuple[str, str]] = set()
     self.later = collections.deque()
     self.modules: set[str] = set()
@@ -93,13 +95,24 @@ class InRun(Tree):
 
   def _frame_state(self, path: str, key: str, value: Any, is_new: bool) -> None:
     self.made[1].setdefault(path, {})[key] = value
+    if self.first is not None:
+      self._note_first({path: {key: value}})
     (_frame.new_state if is_new else _frame.write_state)(path, key, value)
+
+  def _note_first(self, state: _bundles.Bundles) -> None:
+    if self.first is None:
+      return
+    for path, bundle in state.items():
+      first = self.first.setdefault(path, {})
+      for key, value in bundle.items():
+        first.setdefault(key, value)
 
   def _frame_new(self, new: New) -> None:
     """Adds what an inner run has made: those who look at it have seen it."""
     for made, bundles in zip(self.made, new):
       for path, bundle in bundles.items():
         made.setdefault(path, {}).update(bundle)
+    self._note_first(new[1])
     _frame.put_as_is(*new)
 
   def _frame_read(self, path: str, col: str, name: str, leaf: Any) -> Any:
@@ -107,6 +120,13 @@ class InRun(Tree):
     is_state, key = self._key_of(col, name, leaf)
     read = _frame.find_state if is_state else _frame.read_any_param
     return read(path, key)
+
+  def _frame_other(self, path: str, key: str) -> Any:
+    """Returns a parameter that was not given to this run, None for none."""
+    try:
+      return _frame.read_any_param(path, key)
+    except _frame.Missing:
+      return None
 
   def _key_of(self, col: str, name: str, leaf: Any) -> tuple[bool, str]:
     """Returns whether a leaf is state in Haiku's frame, and its key there."""
@@ -349,9 +369,16 @@ class InRun(Tree):
       Leaks: the initial value would leave the transform of JAX around.
     """
     leaf = self.level(place, 'params').get(name)
-    if leaf is None:
-      return self._new_param(place, name, make)
     path = place.path
+    if leaf is None:
+      if self.has_fixed_params:
+        # In a transform of Haiku's inside of this run, as in `hk.layer_stack`,
+        # are other parameters.
+        value = self._frame_other(path, _names.escape_key(name))
+        if value is not None:
+          check_shapes(value, init_fn, args, kwargs)
+          return value
+      return self._new_param(place, name, make)
     want = expected_shapes(init_fn, args, kwargs)
     try:
       if want.dtype is not None and leaf is True:
@@ -419,6 +446,21 @@ class InRun(Tree):
           path, NOTHING
         ):
           state[path][key] = value
+
+  def take_first_of_ours(self, state: _bundles.Bundles) -> None:
+    """Puts back the first values of state that modules of ours have set.
+
+    So it is where Haiku initializes, for all modules.
+
+    Args:
+      state: the state as it is now, changed in place.
+    """
+    assert self.first is not None
+    for path, bundle in self.made[1].items():
+      first = {**self.first[path], **self.given[1].get(path, NOTHING)}
+      for key in bundle:
+        if _names.param_of_state(key) is None and key in state.get(path, ()):
+          state[path][key] = first[key]
 
   def check_unchanged(self, state: _bundles.Bundles) -> None:
     """Raises if a module of Haiku's has changed its state.

@@ -51,6 +51,9 @@ class OutOfReach(InRun):
     # Its shape is checked by those who asked for it.
     raise ValueError
 
+  def _frame_other(self, path: str, key: str) -> Any:
+    return None
+
   def _frame_param(self, path: str, key: str, value: Any, again: Make) -> Any:
     bundle = self.made[0].setdefault(path, {})
     # Of two threads that make it at once, the first one does.
@@ -62,6 +65,8 @@ class OutOfReach(InRun):
 
   def _frame_state(self, path: str, key: str, value: Any, is_new: bool) -> None:
     self.made[1].setdefault(path, {})[key] = value
+    if self.first is not None:
+      self._note_first({path: {key: value}})
     write = _frame.new_state if is_new else _frame.write_state
     self._do_later(functools.partial(write, path, key, value))
 
@@ -69,6 +74,7 @@ class OutOfReach(InRun):
     for made, bundles in zip(self.made, new):
       for path, bundle in bundles.items():
         made.setdefault(path, {}).update(bundle)
+    self._note_first(new[1])
     self._do_later(functools.partial(_frame.put_as_is, *new))
 
   def _initial(self, make: Make) -> Any:

@@ -170,6 +170,7 @@ class Root(NamedTuple):
     streams: its key streams.
     counts: its counts of keys.
     initializing: whether its variables are made.
+    in_haiku: whether it is a part of somebody's `hk.transform`.
   """
 
   run: Run
@@ -177,6 +178,7 @@ class Root(NamedTuple):
   streams: Mapping[str, Any]
   counts: dict[Any, Any]
   initializing: bool
+  in_haiku: bool
 
 
 def execute(
@@ -348,6 +350,9 @@ class _Entered:
       names, (params, state), not self._is_mutable('params'), tracers.Trace()
     )
 
+    if root.in_haiku and root.initializing:
+      self.frame.first = {}
+
   def _is_mutable(self, col: str) -> bool:
     return in_filter(self.mutable, col)
 
@@ -358,6 +363,8 @@ class _Entered:
   def leave(self, params: _bundles.Bundles, state: _bundles.Bundles) -> AtRest:
     """Returns the variables at rest after the run."""
     frame = self.frame
+    if frame.first is not None:
+      frame.take_first_of_ours(state)
     frame.remove_dropped(params)
     frame.remove_dropped(state)
     changed: dict[str, Any] = {}

@@ -19,7 +19,7 @@ import jax
 from haiku_state import errors
 from haiku_state.configurations import config as config
 from haiku_state.core import _bundles, _haiku_words, _names, keys, meta, tracers
-from haiku_state.core._initial import initial_value
+from haiku_state.core._initial import UNUSED_KEY, initial_value, uses_key
 from haiku_state.core._initializers import FromHaiku, as_linen, call_keyless
 from haiku_state.core._jax_around import Leaks
 from haiku_state.core._place import Place
@@ -308,9 +308,13 @@ class Scope:
   def _as_root(self) -> Root:
     """Returns what a run needs to know of the root."""
     root = self._root or self
-    initializing = root.flags.get('initializing', False)
     return Root(
-      root._run, root.mutable, root._streams, root.rng_counters, initializing
+      run=root._run,
+      mutable=root.mutable,
+      streams=root._streams,
+      counts=root.rng_counters,
+      initializing=root.flags.get('initializing', False),
+      in_haiku=IN_HAIKU in root.flags,
     )
 
   def execute(self, body: Callable[[], T]) -> T:
@@ -520,6 +524,12 @@ class Scope:
     if isinstance(init_fn, FromHaiku) and self._run.is_in_haiku:
       # It draws its own key, as in a module of Haiku's.
       return call_keyless(init_fn.initializer, *args, **kwargs)
+    if (
+      IN_HAIKU in self.flags
+      and 'params' not in self._streams
+      and not uses_key(init_fn, args, kwargs)
+    ):
+      return init_fn(UNUSED_KEY, *args, **kwargs)
     rng, suffix = self._next_rng('params')
     is_recorded = self._run.is_recorded
     return initial_value(init_fn, rng, suffix, args, kwargs, is_recorded)
