@@ -12,6 +12,7 @@ import urllib.parse
 
 import pytest
 
+import haiku_state
 from haiku_state import errors
 
 for needed in (
@@ -129,6 +130,13 @@ def test_first_page_is_the_readme(pages, site):
   assert {'design.html', 'changelog.html', 'contributing.html'} <= set(
     page.links
   )
+
+
+def test_citation_is_of_this_version():
+  version = haiku_state.__version__
+  assert f'\nversion: {version}\n' in (REPOSITORY / 'CITATION.cff').read_text()
+  citing = (REPOSITORY / 'docs' / 'citing.md').read_text()
+  assert f'version = {{{version}}}' in citing
 
 
 # --- Names -------------------------------------------------------------------
