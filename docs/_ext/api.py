@@ -2,8 +2,9 @@
 
 `.. family:: MODULE` lists names; each gets a line in a table and, below, its
 own place. `.. further:: MODULE` does the same for names that need no example,
-since layers of the package are their only users. Signatures are those of the source, without what only the machinery
-passes; the fields of a class are under "Fields", with their types.
+since the package itself is what uses them. Signatures are those of the source,
+without what only the machinery passes; the fields of a class are under "Fields",
+with their types.
 """
 
 import ast
@@ -193,9 +194,8 @@ def texts_of_class(cls) -> dict[str, tuple[str, str]]:
     if '__init__' in vars(c) and not dataclasses.is_dataclass(c):
       texts.update(texts_of(vars(c)['__init__']))
     texts.update(texts_of_fields(c))
-  texts['name'] = (
-    ('str | None', 'None') if 'parent' in texts else texts.get('name', ('', ''))
-  )
+  if 'parent' in texts:  # A module's name has a default that stands for None.
+    texts['name'] = ('str | None', 'None')
   texts.pop('return', None)
   return texts
 
@@ -225,11 +225,7 @@ def text_of(node) -> str:
   if node is None:
     return ''
   text = ast.unparse(node)
-  if isinstance(node, ast.Constant) and isinstance(node.value, str):
-    is_type = re.fullmatch(r'[\w.]+(\[.*\])?( \| .*)?', node.value)
-    text = text if not is_type else repr(node.value)
-  text = '...' if IS_SENTINEL.fullmatch(text) else text
-  return PREFIX.sub('', text)
+  return PREFIX.sub('', '...' if IS_SENTINEL.fullmatch(text) else text)
 
 
 # --- Classes -----------------------------------------------------------------
