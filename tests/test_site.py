@@ -239,3 +239,10 @@ def test_signatures_can_be_read(site):
     'bias_init: Initializer = zeros',
   ):
     assert part in found
+
+
+def test_fields_are_under_their_title_with_types(site):
+  page = (site / 'api' / 'normalization.html').read_text()
+  fields = page[page.index('Fields<span') :]
+  text = re.sub(r'\s+', ' ', html.unescape(re.sub('<[^>]*>', '', fields)))
+  assert 'momentum (float) –' in text and '(*' not in text

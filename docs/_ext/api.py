@@ -72,11 +72,18 @@ class Family(Directive):
       '   :nosignatures:',
       '',
     ]
-    lines += [f'   ~{module}.{name}' for name in names]
-    for name in names:
-      kind = kind_of(getattr(importlib.import_module(module), name))
-      lines += ['', f'.. auto{kind}:: {module}.{name}']
-      if kind == 'data':
+    values = {
+      name: getattr(importlib.import_module(module), name) for name in names
+    }
+    # Constants have no first line of their own.
+    lines += [
+      f'   ~{module}.{name}'
+      for name, value in values.items()
+      if kind_of(value) != 'data'
+    ]
+    for name, value in values.items():
+      lines += ['', f'.. auto{kind_of(value)}:: {module}.{name}']
+      if kind_of(value) == 'data' and not isinstance(value, str):
         lines += ['   :no-value:']
     place = nodes.section()
     place.document = self.state.document
@@ -294,7 +301,8 @@ def as_restructured_text(app, what, name, obj, options, lines):
 def marked(part):
   if part.startswith('`'):
     return part
-  part = re.sub(r'(?<![\\*\w])\*(?=\w)', r'\*', part)
+  # Napoleon has marked the types of fields: `(*int*) -- text`.
+  part = re.sub(r'(?<![\\*\w])\*(?=\w)(?!.*\*\) --)', r'\*', part)
   return re.sub(r'^(?=s\b)', r'\ ', part)
 
 
