@@ -20,7 +20,7 @@ import sys
 import types
 from collections.abc import Callable, Iterator, Sequence
 
-from haiku_state.port import _names
+from haiku_state.port import _names, _old_jax
 from haiku_state.port._names import OURS, THEIRS
 
 
@@ -192,7 +192,7 @@ def current() -> _Finder | None:
   return next((f for f in sys.meta_path if isinstance(f, _Finder)), None)
 
 
-def install() -> None:
+def install(old_jax: bool = True) -> None:
   """Makes `import flax` give the modules of this package.
 
   `flax.linen` is then `haiku_state.linen`, the same object, and so on; `flax`
@@ -206,7 +206,13 @@ def install() -> None:
   >>> nn is linen
   True
   >>> port.uninstall()
+
+  Args:
+    old_jax: whether programs also find the names that JAX has removed, such as
+      `jax.tree_map`, where they are small; see "Names that JAX has removed".
   """
+  if old_jax:
+    _old_jax.install()
   if current() is not None:
     return
   finder = _Finder()
@@ -216,12 +222,13 @@ def install() -> None:
 
 
 def uninstall() -> None:
-  """Makes `import flax` give Flax again, if it is installed.
+  """Makes `import flax` give Flax again, if it is installed, and JAX as it is.
 
   >>> from haiku_state import port
   >>> port.install()
   >>> port.uninstall()
   """
+  _old_jax.uninstall()
   finder = current()
   if finder is None:
     return
@@ -232,7 +239,7 @@ def uninstall() -> None:
 
 
 @contextlib.contextmanager
-def installed() -> Iterator[None]:
+def installed(old_jax: bool = True) -> Iterator[None]:
   """Installs the hook for the duration of a `with` block.
 
   >>> from haiku_state import linen, port
@@ -240,11 +247,17 @@ def installed() -> Iterator[None]:
   ...   import flax.linen as nn
   >>> nn is linen
   True
+
+  Args:
+    old_jax: whether programs also find the names that JAX has removed, as for
+      `install`.
   """
-  was = current()
-  install()
+  was, was_old = current(), _old_jax.current()
+  install(old_jax)
   try:
     yield
   finally:
     if was is None:
       uninstall()
+    elif was_old is None:
+      _old_jax.uninstall()
