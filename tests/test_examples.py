@@ -1,77 +1,213 @@
-"""The examples run, in a short form, and do what they say."""
+"""The examples run, stop when asked to, and say what is wrong."""
 
+import ast
 import importlib.util
 import pathlib
+import re
 import runpy
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
-import numpy as np
 import pytest
 from layers_compare import quick_compilation as quick_compilation
 
 EXAMPLES = pathlib.Path(__file__).parents[1] / 'examples'
 
 
-def test_managing_parameters_and_state(tmp_path, capsys):
-  picture = tmp_path / 'picture.png'
-  program = runpy.run_path(str(EXAMPLES / 'managing_parameters_and_state.py'))
-  curves = program['main'](['--epochs', '30', '--picture', str(picture)])
-  losses, errors = curves['running mean']
-  # The averages are on their way to the true ones: 0.99 ** 30 of the way left.
-  assert errors[-1] < 0.8 * errors[0]
-  assert losses[-1] < losses[0]
-  losses, errors = curves['BatchNorm']
-  assert losses[-1] < 0.5 * losses[0]
-  assert np.mean(errors[-5:]) < 0.5
-  out = ''.join(capsys.readouterr())
-  assert 'MLP: 1889 parameters' in out
-  assert 'Evaluated: loss' in out
-  try:
-    import matplotlib  # noqa: F401
-  except ImportError:
-    assert 'No picture' in out
-  else:
-    assert picture.read_bytes().startswith(b'\x89PNG')
+class Example(NamedTuple):
+  """How an example is run in a few seconds, and what it must return.
+
+  Attributes:
+    tiny: its arguments, beside steps and picture.
+    check: fails if what `main` returned is not right.
+    needs: a package that it does not run without.
+  """
+
+  tiny: str
+  check: Callable[[Any], None]
+  needs: str | None = None
+
+
+def check_actor_critic(returned):
+  params, caught = returned
+  assert {'memory/hf', 'torso/Dense_0', 'policy', 'value'} <= set(params)
+  assert len(caught) == 2 and all(0 <= part <= 1 for part in caught)
+
+
+def check_vae(returned):
+  params, losses = returned
+  assert set(params) == {'read', 'mean', 'log_var', 'unfold', 'write'}
+  assert losses[1] < losses[0] < 50
+
+
+ROWS = {
+  'actor_critic': Example(
+    '--rows 3 --columns 2 --visible 1 --features 2 --batch-size 2',
+    check_actor_critic,
+  ),
+  'vae': Example(
+    '--layers mixed --hidden 8 --learning-rate 0.05', check_vae, 'sklearn'
+  ),
+}
+
+each = pytest.mark.parametrize('name', ROWS)
 
 
 @pytest.fixture
-def run_short(tmp_path, monkeypatch):
-  """Runs an example in its short form, as its folder's programs run."""
+def showing(monkeypatch):
   monkeypatch.syspath_prepend(EXAMPLES)
+  import showing
+
+  yield showing
+  if pyplot := sys.modules.get('matplotlib.pyplot'):
+    pyplot.close('all')
+
+
+@pytest.fixture
+def main(name, showing):
+  """Returns the function `main` of an example."""
+  return runpy.run_path(str(EXAMPLES / f'{name}.py'))['main']
+
+
+def test_every_example_has_a_row():
+  old = {'characters', 'digits', 'lstm', 'managing_parameters_and_state'}
+  old |= {'resnet', 'sequence', 'transformer', 'showing'}
+  files = {path.stem for path in EXAMPLES.glob('*.py')} - old
+  assert files == set(ROWS)
+
+
+# --- As it should go ---------------------------------------------------------
+
+
+def press_ctrl_c(count, **options):
+  """Counts, and has Ctrl-C pressed in the second step."""
+  for i in range(count):
+    if i == 1:
+      signal.raise_signal(signal.SIGINT)
+    yield i
+
+
+@each
+def test_runs_until_ctrl_c(name, main, showing, tmp_path, monkeypatch, capsys):
+  if needs := ROWS[name].needs:
+    pytest.importorskip(needs)
+  monkeypatch.setattr(showing, 'trange', press_ctrl_c)
   monkeypatch.chdir(tmp_path)
-
-  def run(name):
-    returned = runpy.run_path(str(EXAMPLES / name))['main'](['--short'])
-    if importlib.util.find_spec('matplotlib'):
-      picture = tmp_path / name.replace('.py', '.png')
-      assert picture.read_bytes().startswith(b'\x89PNG')
-    return returned
-
-  return run
-
-
-def test_digits(run_short):
-  pytest.importorskip('sklearn')
-  losses, accuracies = run_short('digits.py')
-  assert losses[-1] < losses[0]
-  assert accuracies[-1] > 0.5  # By chance it would be a tenth.
+  before = signal.getsignal(signal.SIGINT)
+  picture = tmp_path / 'picture.png'
+  args = ['--steps', '9', '--picture', str(picture), *ROWS[name].tiny.split()]
+  ROWS[name].check(main(args))
+  assert signal.getsignal(signal.SIGINT) is before
+  out = capsys.readouterr().out
+  assert 'Stopped after 2 of 9 steps.' in out
+  if importlib.util.find_spec('matplotlib'):
+    assert picture.read_bytes().startswith(b'\x89PNG')
+    assert f'Saved {picture}' in out
+  assert set(tmp_path.iterdir()) <= {picture}  # It leaves nothing else.
 
 
-def test_characters(run_short):
-  losses, said, error = run_short('characters.py')
-  assert losses[-1] < 0.9 * losses[0]
-  assert said.startswith('Apache L') and len(said) == 16
-  assert error < 1e-4  # The cache says what the whole text does.
+@each
+def test_is_written_for_the_gallery(name):
+  text = (EXAMPLES / f'{name}.py').read_text()
+  doc = ast.get_docstring(ast.parse(text))
+  title, underline, *_ = doc.splitlines()
+  assert underline == len(title) * '='
+  assert 'port of' in doc.lower() and 'had to change' in doc
+  # Each cell begins with a heading, and its line.
+  cells = re.findall(r'^# %%\n# (.+)\n# (-+)$', text, re.M)
+  assert len(cells) == text.count('# %%') >= 3
+  assert all(len(heading) == len(line) for heading, line in cells)
 
 
-def test_sequence(run_short):
-  losses, answers, sums = run_short('sequence.py')
-  assert np.mean(losses[-5:]) < 0.5 * losses[0]
-  # Better than to answer with the mean always.
-  assert np.mean((answers - sums) ** 2) < 0.95 * np.var(sums)
+# --- As it should not --------------------------------------------------------
 
 
-def test_autoencoder(run_short):
-  pytest.importorskip('sklearn')
-  params, losses = run_short('autoencoder.py')
-  assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
-  assert set(params) == {'read', 'mean', 'log_var', 'unfold', 'write'}
+def refused(main, capsys, *args):
+  """Returns what an example says as it refuses arguments."""
+  with pytest.raises(SystemExit) as e:
+    main(list(args))
+  assert e.value.code == 2
+  return capsys.readouterr().err
+
+
+WRONG = {
+  '--steps=0': "'0' is not a whole number of at least 1",
+  '--steps=1.5': "'1.5' is not a whole number of at least 1",
+  '--steps=many': "'many' is not a whole number of at least 1",
+  '--picture=nowhere/a.png': "there is no folder 'nowhere'",
+  '--picture=a.txt': "'a.txt' does not end in .png, .svg, .pdf or .jpg",
+  '--picture=a.png': "'a.png' is a folder",
+  '--unheard-of': 'unrecognized arguments: --unheard-of',
+}
+
+
+@each
+def test_wrong_arguments(name, main, tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'a.png').mkdir()
+  for arg, words in WRONG.items():
+    assert words in refused(main, capsys, arg)
+
+
+@each
+def test_no_option_takes_a_senseless_value(name, main, capsys):
+  with pytest.raises(SystemExit) as e:
+    main(['--help'])
+  assert e.value.code == 0
+  options = re.findall(r'^  (--[\w-]+)', capsys.readouterr().out, re.M)
+  assert {'--steps', '--picture'} <= set(options)
+  for option in options:
+    for value in '-1', 'nan':
+      assert re.search(
+        f"argument {option}: .*'?{value}", refused(main, capsys, option, value)
+      )
+
+
+@each
+def test_options_are_described(name, main, capsys):
+  with pytest.raises(SystemExit):
+    main(['--help'])
+  out = ' '.join(capsys.readouterr().out.split())
+  options = re.findall(r' --[\w-]+ (?:[A-Z_]+|{.*?}) (.*?)\(default: ', out)
+  # All but `--help` have one.
+  assert len(options) == out.count('(default: ') == out.count(' --') - 1
+  assert all(len(words) > 2 for words in options)
+
+
+@each
+@pytest.mark.parametrize('package', ['matplotlib', 'tqdm', 'sklearn'])
+def test_says_what_is_not_installed(
+  name, package, main, showing, monkeypatch, capsys
+):
+  class Parsed(Exception):
+    pass
+
+  def parse_args(self, args):
+    raise Parsed(parse(self, args))
+
+  monkeypatch.setitem(sys.modules, package, None)
+  if package == 'sklearn':
+    if ROWS[name].needs == 'sklearn':
+      with pytest.raises(SystemExit, match=r"scikit-learn: pip install '"):
+        main([])
+    return
+  parse = showing.Parser.parse_args
+  monkeypatch.setattr(showing.Parser, 'parse_args', parse_args)
+  with pytest.raises(Parsed):
+    main([])
+  out = capsys.readouterr().out
+  assert f"pip install '.[examples]' brings {package}." in out
+
+
+def test_a_second_ctrl_c_ends_it_at_once(showing):
+  with pytest.raises(KeyboardInterrupt):
+    for _ in showing.steps(3):
+      signal.raise_signal(signal.SIGINT)
+      signal.raise_signal(signal.SIGINT)
+
+
+def test_reports_some_times_and_at_the_end(showing):
+  assert [i for i in range(95) if showing.due(i, 95)][-3:] == [81, 90, 94]
+  assert [i for i in range(3) if showing.due(i, 3)] == [0, 1, 2]
