@@ -30,6 +30,7 @@ __all__ = [
   'file',
   'fraction',
   'load_digits',
+  'load_digits_in_order',
   'parameters',
   'positive',
   'save_picture',
@@ -250,15 +251,21 @@ def load_digits():
   Returns:
     Images of shape [1797, 8, 8], from 0 to 1 and float32, and their labels.
   """
+  import numpy as np
+
+  images, labels = load_digits_in_order()
+  order = np.random.default_rng(0).permutation(len(labels))
+  return images[order], labels[order]
+
+
+def load_digits_in_order():
+  """Returns the digits as they come, by writer."""
   try:
     from sklearn import datasets
   except ImportError:
     raise SystemExit(f'The digits come with scikit-learn: {INSTALL}') from None
-  import numpy as np
-
   digits = datasets.load_digits()
-  order = np.random.default_rng(0).permutation(len(digits.target))
-  return (digits.images / 16).astype(np.float32)[order], digits.target[order]
+  return (digits.images / 16).astype('float32'), digits.target
 
 
 def save_curves(curves, path, xlabel, yscale='linear'):

@@ -1,6 +1,7 @@
 """The examples run, stop when asked to, and say what is wrong."""
 
 import ast
+import importlib
 import importlib.util
 import pathlib
 import re
@@ -21,13 +22,15 @@ class Example(NamedTuple):
 
   Attributes:
     tiny: its arguments, beside steps and picture.
-    check: fails if what `main` returned is not right.
+    check: fails if what `main` returned, after two steps, is not right.
     needs: a package that it does not run without.
+    counts: what is called with a number at the beginning of each step.
   """
 
   tiny: str
   check: Callable[[Any], None]
   needs: str | None = None
+  counts: str = 'showing.trange'
 
 
 def check_actor_critic(returned):
@@ -42,10 +45,32 @@ def check_vae(returned):
   assert losses[1] < losses[0] < 50
 
 
+def check_ensemble(returned):
+  params, losses = returned
+  assert params['Dense_1']['kernel'].shape == (3, 4, 4)
+  assert losses.shape == (2, 3)
+  assert (losses[1] < losses[0]).all()
+  assert len(set(losses[0])) == 3  # The members begin with other weights.
+
+
+def check_old_program(log):
+  _, rates, losses, accuracies = log.T
+  # The first step is taken at the rate 0, the last is not of the warm-up.
+  assert rates[0] == 0 and 0 < rates[1]
+  assert losses.shape == (2,) and 1 < losses[0] < 4
+
+
 ROWS = {
   'actor_critic': Example(
     '--rows 3 --columns 2 --visible 1 --features 2 --batch-size 2',
     check_actor_critic,
+  ),
+  'ensemble': Example('--members 3 --points 4 --hidden 4', check_ensemble),
+  'old_program': Example(
+    '--batch-size 4',
+    check_old_program,
+    'sklearn',
+    counts='numpy.random.randint',
   ),
   'vae': Example(
     '--layers mixed --hidden 8 --learning-rate 0.05', check_vae, 'sklearn'
@@ -81,19 +106,37 @@ def test_every_example_has_a_row():
 # --- As it should go ---------------------------------------------------------
 
 
-def press_ctrl_c(count, **options):
-  """Counts, and has Ctrl-C pressed in the second step."""
-  for i in range(count):
-    if i == 1:
+def presses(fn):
+  """Returns the function that counts steps, and has Ctrl-C pressed.
+
+  Args:
+    fn: `trange`, which gives the steps, or what each step calls at its begin.
+  """
+  calls = []
+
+  def press_in_second_step(count, **options):
+    for i in range(count):
+      if i == 1:
+        signal.raise_signal(signal.SIGINT)
+      yield i
+
+  def press_in_third_call(*args, **options):
+    calls.append(args)
+    if len(calls) == 3:
       signal.raise_signal(signal.SIGINT)
-    yield i
+    return fn(*args, **options)
+
+  is_trange = fn.__name__ == 'trange'
+  return press_in_second_step if is_trange else press_in_third_call
 
 
 @each
-def test_runs_until_ctrl_c(name, main, showing, tmp_path, monkeypatch, capsys):
+def test_runs_until_ctrl_c(name, main, tmp_path, monkeypatch, capsys):
   if needs := ROWS[name].needs:
     pytest.importorskip(needs)
-  monkeypatch.setattr(showing, 'trange', press_ctrl_c)
+  module, _, function = ROWS[name].counts.rpartition('.')
+  counts = getattr(importlib.import_module(module), function)
+  monkeypatch.setattr(ROWS[name].counts, presses(counts))
   monkeypatch.chdir(tmp_path)
   before = signal.getsignal(signal.SIGINT)
   picture = tmp_path / 'picture.png'
