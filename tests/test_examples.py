@@ -53,6 +53,12 @@ def check_ensemble(returned):
   assert len(set(losses[0])) == 3  # The members begin with other weights.
 
 
+def check_looking_inside(returned):
+  params, losses = returned
+  assert not any('probe' in name for name in params)
+  assert losses[1] < losses[0]
+
+
 def check_old_program(log):
   _, rates, losses, accuracies = log.T
   # The first step is taken at the rate 0, the last is not of the warm-up.
@@ -66,6 +72,11 @@ ROWS = {
     check_actor_critic,
   ),
   'ensemble': Example('--members 3 --points 4 --hidden 4', check_ensemble),
+  'looking_inside': Example(
+    '--count 2 --channels 2 --learning-rate 0.05',
+    check_looking_inside,
+    'sklearn',
+  ),
   'old_program': Example(
     '--batch-size 4',
     check_old_program,
