@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 from layers_compare import quick_compilation as quick_compilation
 
@@ -45,6 +46,17 @@ def check_vae(returned):
   assert losses[1] < losses[0] < 50
 
 
+def check_averages(returned):
+  game, good, values = returned
+  assert good.shape == (2, 2) and values.shape == (2, 4)
+  # The average of a parameter that was zero lags behind.
+  average = game.averages['averages']['params']['Dense_0']['bias']
+  now = game.generator['Dense_0']['bias']
+  assert np.allclose(average / now, 0.5, atol=0.3) and (average != now).all()
+  # A step of training has changed the norms, and it was found.
+  assert (values[1] != values[0]).all()
+
+
 def check_ensemble(returned):
   params, losses = returned
   assert params['Dense_1']['kernel'].shape == (3, 4, 4)
@@ -70,6 +82,9 @@ ROWS = {
   'actor_critic': Example(
     '--rows 3 --columns 2 --visible 1 --features 2 --batch-size 2',
     check_actor_critic,
+  ),
+  'averages_and_spectral_norm': Example(
+    '--hidden 4 --batch-size 4 --decay 0.5', check_averages
   ),
   'ensemble': Example('--members 3 --points 4 --hidden 4', check_ensemble),
   'looking_inside': Example(
