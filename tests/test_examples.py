@@ -46,6 +46,15 @@ def check_vae(returned):
   assert losses[1] < losses[0] < 50
 
 
+def check_alphafold_weights(returned):
+  variables, losses, difference = returned
+  params = variables['params']
+  kernel = params['evoformer_iteration']['transition_1']['kernel']
+  assert kernel.shape == (2, 3, 6)  # Two blocks in one array.
+  assert losses[1] < losses[0]
+  assert difference < 1e-6
+
+
 def check_averages(returned):
   game, good, values = returned
   assert good.shape == (2, 2) and values.shape == (2, 4)
@@ -82,6 +91,10 @@ ROWS = {
   'actor_critic': Example(
     '--rows 3 --columns 2 --visible 1 --features 2 --batch-size 2',
     check_actor_critic,
+  ),
+  'alphafold_weights': Example(
+    '--length 4 --channels 3 --blocks 2 --batch-size 4',
+    check_alphafold_weights,
   ),
   'averages_and_spectral_norm': Example(
     '--hidden 4 --batch-size 4 --decay 0.5', check_averages
