@@ -5,7 +5,7 @@ AlphaFold-style weights in a linen module
 AlphaFold's parameters are published as one npz file, whose names are those of its
 Haiku modules: ``alphafold/.../left_projection//weights``. Here a small network of its
 kind is made and trained in Haiku, to fold chains in the plane; its weights are
-written as such a file, and read into a module written in linen. Both then say the same, to the last bit.
+written as such a file, and read into a module written in linen. Both then say the same.
 
 **A port of** the core of AlphaFold's Evoformer, its pair representation and the
 triangle updates, from Haiku to linen: small, and with a file that this program makes,
