@@ -41,6 +41,7 @@ from showing import (
   count_of,
   due,
   parameters,
+  plot_with_average,
   positive,
   save_picture,
   say,
@@ -231,10 +232,7 @@ def train(rules, features, count, batch_size, learning_rate, entropy_cost):
 def draw(figure, rules, network, params, caught):
   above, below = figure.subfigures(2, 1, height_ratios=(1, 1.4))
   axis = above.subplots()
-  axis.plot(caught, color='lightsteelblue', label='each step')
-  width = max(len(caught) // 30, 1)
-  smooth = np.convolve(caught, np.ones(width) / width, mode='valid')
-  axis.plot(np.arange(len(smooth)) + width - 1, smooth, label='average')
+  plot_with_average(axis, caught, 30)
   axis.set(title='balls caught', xlabel='step of training', ylim=(0, 1.03))
   axis.legend(loc='lower right')
 

@@ -23,22 +23,26 @@ except ImportError:
 
 
 __all__ = [
+  'LICENSE',
   'above_zero',
   'arguments',
   'count_of',
   'due',
-  'file',
   'fraction',
   'load_digits',
   'load_digits_in_order',
   'parameters',
+  'plot_with_average',
   'positive',
+  'read_text',
   'save_picture',
   'say',
   'seed',
   'steps',
+  'text_path',
 ]
 
+LICENSE = pathlib.Path(__file__).parents[1] / 'LICENSE'
 INSTALL = "pip install '.[examples]'"
 SHOWS = {'matplotlib': 'the picture', 'tqdm': 'the bar of progress'}
 
@@ -156,7 +160,7 @@ def folder_of(path):
   return path
 
 
-def file(text):
+def text_path(text):
   """Returns the path of a file that is there."""
   path = pathlib.Path(text)
   if not path.is_file():
@@ -242,6 +246,17 @@ def save_picture(path, size, draw, *args):
     say(f'Saved {path}')
 
 
+def plot_with_average(axis, values, width, color='tab:blue'):
+  """Draws the values of all steps, and above them their moving average."""
+  import numpy as np
+
+  axis.plot(values, lw=0.6, alpha=0.4, color=color, label='each step')
+  width = max(min(width, len(values)), 1)
+  average = np.convolve(values, np.ones(width) / width, mode='valid')
+  at = np.arange(len(average)) + width - 1
+  axis.plot(at, average, color=color, label=f'average of {width}')
+
+
 # --- Data --------------------------------------------------------------------
 
 
@@ -258,6 +273,32 @@ def load_digits():
   return images[order], labels[order]
 
 
+def read_text(path, length):
+  """Reads a text whose white space is single spaces.
+
+  Args:
+    path: of a file in UTF-8.
+    length: how many characters it must have more than.
+
+  Returns:
+    The text, its characters in order, and for each character of the text which it is.
+  """
+  import numpy as np
+
+  try:
+    text = ' '.join(path.read_text(encoding='utf-8').split())
+  except UnicodeDecodeError:
+    raise SystemExit(f'{path} is no text in UTF-8') from None
+  if len(text) <= length:
+    raise SystemExit(
+      f'{path} has {len(text)} characters, and is read {length} at once:'
+      ' take a longer text, or a smaller --length'
+    )
+  alphabet = sorted(set(text))
+  say(f'{len(text)} characters, {len(alphabet)} different')
+  return text, alphabet, np.array([alphabet.index(c) for c in text])
+
+
 def load_digits_in_order():
   """Returns the digits as they come, by writer."""
   try:
@@ -266,15 +307,3 @@ def load_digits_in_order():
     raise SystemExit(f'The digits come with scikit-learn: {INSTALL}') from None
   digits = datasets.load_digits()
   return (digits.images / 16).astype('float32'), digits.target
-
-
-def save_curves(curves, path, xlabel, yscale='linear'):
-  """Saves a picture of curves side by side."""
-
-  def draw(figure):
-    axes = figure.subplots(1, len(curves), squeeze=False)
-    for axis, (title, values) in zip(axes[0], curves.items()):
-      axis.plot(values)
-      axis.set(title=title, xlabel=xlabel, yscale=yscale)
-
-  save_picture(path, (4.5 * len(curves), 4), draw)
