@@ -4,27 +4,28 @@ An actor-critic agent that has to remember
 
 A ball falls, and a paddle has to be below it when it arrives. After the first
 frames a fog hides the ball: who wants to catch it has to remember where it was.
-The agent is a Haiku function with four entry points, by `hk.multi_transform`: the
-state it begins with, one step to act, a whole episode to learn from, and what its
-torso makes of a board. All of them share a linen-style torso, a cell of linen's as
-Haiku's core, and two heads.
+The agent is a Haiku function with three entry points, by `hk.multi_transform`:
+the state it begins with, one step to act, and a whole episode to learn from.
+They share a linen-style torso, a cell of linen's as Haiku's core, and two
+heads.
 
-**A port of** the agent of Haiku's "IMPALA lite" example (`initial_state`, `step`
-and `unroll` over one network, playing catch).
+**A port of** the agent of Haiku's IMPALA example (`initial_state`, `step` and
+`unroll` over one network, playing catch).
 
-**What had to change.** Nothing in the function but the layers: `nn.Dense` stands
-where `hk.Linear` stood, `interop.as_rnn_core(nn.LSTMCell(...))` where `hk.LSTM`
-stood. The three transforms of three functions, which had to be careful to make the
-same modules in the same order, are one `hk.multi_transform`. The actors' threads,
-which kept an accelerator busy, are a `jax.lax.scan` here, and so the policy that
-acts is always the policy that learns: plain advantages do for V-trace.
+**What had to change.** Nothing in the function but the layers: `nn.Dense`
+stands where `hk.Linear` stood, `interop.as_rnn_core(nn.LSTMCell(...))` where
+`hk.LSTM` stood. Its several transforms of several functions, which have to make
+the same modules in the same order, are one `hk.multi_transform`. The actors'
+threads, which kept an accelerator busy, are a `jax.lax.scan` here, and so the
+policy that acts is always the policy that learns: plain advantages do for
+V-trace.
 
 .. code-block:: bash
 
    python examples/actor_critic.py --steps 1000
 
-Sources: Mnih et al., "Asynchronous Methods for Deep Reinforcement Learning", 2016;
-Espeholt et al., "IMPALA", 2018.
+Sources: Mnih et al., "Asynchronous Methods for Deep Reinforcement Learning",
+2016; Espeholt et al., "IMPALA", 2018.
 """
 
 from functools import partial
@@ -55,8 +56,9 @@ from haiku_state import linen as nn
 # Catch
 # -----
 #
-# A game is its state and two functions of it, so that `jax.vmap` plays many games
-# and `jax.lax.scan` a whole episode. The paddle moves left, stays, or moves right.
+# A game is its state and two functions of it, so that `jax.vmap` plays many
+# games and `jax.lax.scan` a whole episode. The paddle moves left, stays, or
+# moves right.
 
 MOVES = ('left', 'stay', 'right')
 
@@ -122,7 +124,6 @@ class Agent(NamedTuple):
   initial_state: Any
   step: Any
   unroll: Any
-  look: Any
 
 
 def agent(features):
@@ -142,7 +143,7 @@ def agent(features):
     h, _ = hk.dynamic_unroll(core, torso(boards), state)
     return heads(h)
 
-  return unroll, Agent(core.initial_state, step, unroll, torso)
+  return unroll, Agent(core.initial_state, step, unroll)
 
 
 # %%
@@ -226,7 +227,8 @@ def train(rules, features, count, batch_size, learning_rate, entropy_cost):
 # ------------------
 #
 # The ball is drawn as a ring where the fog hides it from the agent. Below each
-# frame is what the policy thinks of the three moves, and what the critic expects.
+# frame is what the policy thinks of the three moves, and what the critic
+# expects.
 
 
 def draw(figure, rules, network, params, caught):

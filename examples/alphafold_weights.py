@@ -2,27 +2,29 @@
 AlphaFold-style weights in a linen module
 =========================================
 
-AlphaFold's parameters are published as one npz file, whose names are those of its
-Haiku modules: ``alphafold/.../left_projection//weights``. Here a small network of its
-kind is made and trained in Haiku, to fold chains in the plane; its weights are
-written as such a file, and read into a module written in linen. Both then say the same.
+AlphaFold's parameters are published as one npz file, whose names are those of
+its Haiku modules: `alphafold/.../left_projection//weights`. Here a small
+network of its kind is made and trained in Haiku, to fold chains in the plane;
+its weights are written as such a file, and read into a module written in linen.
+Both then say the same.
 
 **A port of** the core of AlphaFold's Evoformer, its pair representation and the
-triangle updates, from Haiku to linen: small, and with a file that this program makes,
-since the published one is large.
+triangle updates, from Haiku to linen: small, and with a file that this program
+makes, since the published one is large.
 
-**What had to change.** The linen modules bear the names that Haiku's had, so that
-the tree needs no table: `checkpoints.load_npz` reads it, `interop.from_haiku` nests
-it, and three leaves have another name in linen, `weights`, `scale` and `offset`. The
-loop over blocks of the same kind, `hk.layer_stack`, is `nn.scan`: both keep the
-weights of all blocks in one array.
+**What had to change.** The linen modules bear the names that Haiku's had, so
+that the tree needs no table: `checkpoints.load_npz` reads it,
+`interop.from_haiku` nests it, and three leaves have another name in linen,
+`weights`, `scale` and `offset`. The loop over blocks of the same kind,
+`hk.layer_stack`, is `nn.scan`: both keep the weights of all blocks in one
+array.
 
 .. code-block:: bash
 
    python examples/alphafold_weights.py --blocks 4
 
-Source: Jumper et al., "Highly accurate protein structure prediction with AlphaFold",
-2021, supplementary information, 1.6.
+Source: Jumper et al., "Highly accurate protein structure prediction with
+AlphaFold", 2021, supplementary information, 1.6.
 """
 
 import pathlib
@@ -54,8 +56,8 @@ from haiku_state.interop import checkpoints
 # Chains
 # ------
 #
-# A residue of each kind bends the chain by an angle of its own. The network sees the
-# kinds, and is asked how far apart any two residues are.
+# A residue of each kind bends the chain by an angle of its own. The network
+# sees the kinds, and is asked how far apart any two residues are.
 
 BENDS = jnp.array([-1.0, -0.5, 0.0, 0.5, 1.0])
 KINDS = len(BENDS)
@@ -78,7 +80,7 @@ def chains(key, count, length):
 
 
 def places_along(length, near):
-  """Returns how far residues are along the chain, one-hot [length, length, n]."""
+  """Returns distances along the chain, one-hot [length, length, n]."""
   along = jnp.arange(length)[:, None] - jnp.arange(length)
   return jax.nn.one_hot(jnp.clip(along, -near, near) + near, 2 * near + 1)
 
@@ -87,8 +89,8 @@ def places_along(length, near):
 # As AlphaFold has it
 # -------------------
 #
-# Its own layers, on Haiku's: a `Linear` whose leaves are called `weights` and `bias`.
-# Each pair of residues learns from the triangles of which it is a side.
+# Its own layers, on Haiku's: a `Linear` whose leaves are called `weights` and
+# `bias`. Each pair of residues learns from the triangles of which it is a side.
 
 
 class Linear(hk.Module):
@@ -158,7 +160,8 @@ class AlphaFold(hk.Module):
 # The same in linen
 # -----------------
 #
-# Each module is named as Haiku's. Of linen's own names only those of classes remain.
+# Each module is named as Haiku's. Of linen's own names only those of classes
+# remain.
 
 
 def linen_norm(name):
@@ -220,9 +223,9 @@ class LinenAlphaFold(nn.Module):
 # The file, and the way into linen
 # --------------------------------
 #
-# `load_npz` gives Haiku's two levels, `scope` and `name`. The scopes become the tree
-# of linen's modules; only leaves have other names, and the level that `hk.layer_stack`
-# puts between is left out.
+# `load_npz` gives Haiku's two levels, `scope` and `name`. The scopes become the
+# tree of linen's modules; only leaves have other names, and the level that
+# `hk.layer_stack` puts between is left out.
 
 LEAVES = {
   'weights': 'kernel',

@@ -2,28 +2,32 @@
 A small GAN, with spectral norm and averages as state
 =====================================================
 
-A generator learns to put points where the data has them, on a ring of eight spots; a
-critic learns to tell the two apart. Both keep state that no gradient moves: the
-critic the largest singular value of each of its weights, by which it divides them;
-the generator an average of its own parameters, which is calmer than they are.
+A generator learns to put points where the data has them, on a ring of eight
+spots; a critic learns to tell the two apart. Both keep state that no gradient
+moves: the critic the largest singular value of each of its weights, by which it
+divides them; the generator an average of its own parameters, which is calmer
+than they are.
 
-**A port of** what Haiku has as `hk.SNParamsTree` and `hk.EMAParamsTree`, two modules
-that take all parameters of a network and return others, as their documents use them
-for GANs; and of the experiment with a ring of spots that is common for them.
+**A port of** what Haiku has as `hk.SNParamsTree` and `hk.EMAParamsTree`, two
+modules that take all parameters of a network and return others, as their
+documents use them for GANs; and of the experiment with a ring of spots that is
+common for them.
 
-**What had to change.** Haiku's two are transformed on their own, next to the network,
-and their results are given to it in place of its parameters. `nn.SpectralNorm` wraps
-the layers where they are, and its state is in the collection `batch_stats` of the
-model. The average is a module of ten lines here, whose state is a whole tree of
-parameters in one variable. Whether a run changes its state is said where it is called,
-by `mutable`, and not by an argument such as `update_stats` alone.
+**What had to change.** Haiku's two are transformed on their own, next to the
+network, and their results are given to it in place of its parameters.
+`nn.SpectralNorm` wraps the layers where they are, and its state is in the
+collection `batch_stats` of the model. The average is a module of ten lines
+here, whose state is a whole tree of parameters in one variable. Whether a run
+changes its state is said where it is called, by `mutable`, and not by an
+argument such as `update_stats` alone.
 
 .. code-block:: bash
 
    python examples/averages_and_spectral_norm.py --decay 0.99
 
-Sources: Miyato et al., "Spectral Normalization for Generative Adversarial Networks",
-2018; Yazıcı et al., "The Unusual Effectiveness of Averaging in GAN Training", 2019.
+Sources: Miyato et al., "Spectral Normalization for Generative Adversarial
+Networks", 2018; Yazıcı et al., "The Unusual Effectiveness of Averaging in GAN
+Training", 2019.
 """
 
 from functools import partial
@@ -112,8 +116,8 @@ class Critic(nn.Module):
 # The average
 # -----------
 #
-# A variable may hold a tree. In `init` it is the parameters themselves; after that
-# it follows them, if its collection is mutable.
+# A variable may hold a tree. In `init` it is the parameters themselves; after
+# that it follows them, if its collection is mutable.
 
 
 class Average(nn.Module):
@@ -178,7 +182,7 @@ def generate(players, params, noise):
 
 @partial(jax.jit, static_argnums=(0, 3))
 def step(players, game, key, batch_size):
-  """Lets the critic learn, then the generator; returns the game and measures."""
+  """Lets critic and generator learn; returns the game and measures."""
   keys = jax.random.split(key, 3)
   real = real_points(keys[0], batch_size)
   noise = jax.random.normal(keys[1], (2, batch_size, NOISE))

@@ -2,17 +2,18 @@
 A transformer that writes with a cache
 ======================================
 
-A transformer learns a text character by character. It sees whole pieces of text at
-once as it learns, behind a causal mask. To write it sees one character at a time: the
-keys and values of those before are in the collection `cache`, which it changes.
+A transformer learns a text character by character. It sees whole pieces of text
+at once as it learns, behind a causal mask. To write it sees one character at a
+time: the keys and values of those before are in the collection `cache`, which
+it changes.
 
 **A port of** Flax's "lm1b" example, the transformer language model, made small.
 
-**What had to change.** The import lines. Attention with ``decode=True`` keeps its cache
-as it does there; the position, which the example hands from step to step, is one more
-variable of the cache. The cache is as long as the longest text, and its shapes come
-from `jax.eval_shape`, so that nothing is computed to begin. The text is this project's
-license, unless another is given.
+**What had to change.** The import lines. Attention with `decode=True` keeps
+its cache as it does there; the position, which the example hands from step to
+step, is one more variable of the cache. The cache is as long as the longest
+text, and its shapes come from `jax.eval_shape`, so that nothing is computed to
+begin. The text is this project's license, unless another is given.
 
 .. code-block:: bash
 

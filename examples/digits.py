@@ -2,18 +2,20 @@
 Digits, with BatchNorm over a vmapped batch
 ===========================================
 
-A small residual network learns handwritten digits. It is written for one image, and
-`jax.vmap` maps it over a batch: what an image needs to know of the others, BatchNorm
-asks for by the name of the mapped axis.
+A small residual network learns handwritten digits. It is written for one image,
+and `jax.vmap` maps it over a batch: what an image needs to know of the others,
+BatchNorm asks for by the name of the mapped axis.
 
-**A port of** Flax's MNIST example, with the network of its ImageNet example made
-small, and the batch mapped as the guide "Managing parameters and state" does it.
+**A port of** Flax's MNIST example, with the network of its ImageNet example
+made small, and the batch mapped as the guide "Managing parameters and state"
+does it.
 
-**What had to change.** The import lines, and the optimizer: a train state with optax
-in place of `optim.Momentum`. The two examples hand whole batches to the model; here
-the loss is that of one image, and `jax.vmap` has `axis_name='batch'` and, since all
-images agree on the averages, ``out_axes=None`` for them. A model that is mapped draws
-noise for each image: dropout gets as many keys. The data is scikit-learn's.
+**What had to change.** The import lines, and the optimizer: a train state with
+optax in place of `optim.Momentum`. The two examples hand whole batches to the
+model; here the loss is that of one image, and `jax.vmap` has
+`axis_name='batch'` and, since all images agree on the averages,
+`out_axes=None` for them. A model that is mapped draws noise for each image:
+dropout gets as many keys. The data is scikit-learn's.
 
 .. code-block:: bash
 
@@ -49,8 +51,8 @@ from haiku_state.training import train_state
 # The network
 # -----------
 #
-# It sees one image, [height, width, channels]. Without an axis of that name, as in
-# `init` and in evaluation, the norms need none.
+# It sees one image, [height, width, channels]. Without an axis of that name, as
+# in `init` and in evaluation, the norms need none.
 
 
 class Block(nn.Module):

@@ -3,18 +3,18 @@ An ensemble, and what it is not sure of
 =======================================
 
 Ten networks learn the same few points of a curve. Where there are points they
-agree, and where there are none they do not: their spread says how far the mean can
-be trusted. All ten are one network, mapped over its weights.
+agree, and where there are none they do not: their spread says how far the mean
+can be trusted. All ten are one network, mapped over its weights.
 
-**A port of** the guide "Ensembling on multiple devices" of Flax's documents, which
-trains an ensemble with `jax.pmap`, a member for each device; of the regression
-that "Deep Ensembles" begins with.
+**A port of** the guide "Ensembling on multiple devices" of Flax's documents,
+which trains an ensemble with `jax.pmap`, a member for each device; of the
+regression that "Deep Ensembles" begins with.
 
-**What had to change.** The import line; and `jax.pmap` to `jax.vmap`, which needs
-no devices: `model.init` is mapped over keys, and the step of training over the
-train states. A second way is shown below it: `nn.vmap` makes a module whose
-parameters have an axis for the members, for use inside of another module or of a
-Haiku function. With the same parameters it says the same.
+**What had to change.** The import line; and `jax.pmap` to `jax.vmap`, which
+needs no devices: `model.init` is mapped over keys, and the step of training
+over the train states. A second way is shown below it: `nn.vmap` makes a module
+whose parameters have an axis for the members, for use inside of another module
+or of a Haiku function. With the same parameters it says the same.
 
 .. code-block:: bash
 
@@ -126,8 +126,8 @@ def train(model, x, y, members, count, learning_rate):
 # The ensemble as a module
 # ------------------------
 #
-# `nn.vmap` maps the module itself. Its variables are those that `jax.vmap` made,
-# below the name of the mapped module.
+# `nn.vmap` maps the module itself. Its variables are those that `jax.vmap`
+# made, below the name of the mapped module.
 
 
 class Ensemble(nn.Module):
@@ -153,8 +153,8 @@ class Ensemble(nn.Module):
 # The spread
 # ----------
 #
-# Thin lines are the members; the band is two standard deviations wide to each side
-# of the mean.
+# Thin lines are the members; the band is two standard deviations wide to each
+# side of the mean.
 
 
 def draw(figure, states, hidden, x, y, losses):

@@ -2,22 +2,22 @@
 Looking inside of a Haiku model
 ===============================
 
-Which part of a picture made the network say "eight"? Grad-CAM answers with a map:
-the features of an inner layer, each weighted by how much the answer would change
-with it. That takes values from inside of a model, and gradients with respect to
-them. Linen has a method for either, `sow` and `perturb`, and here they look into a
-network of Haiku's own layers.
+Which part of a picture made the network say "eight"? Grad-CAM answers with a
+map: the features of an inner layer, each weighted by how much the answer would
+change with it. That takes values from inside of a model, and gradients with
+respect to them. Linen has a method for either, `sow` and `perturb`, and here
+they look into a network of Haiku's own layers.
 
-**A port of** the guide "Extracting intermediate values" of Flax's documents, and of
-what Flax's documents say of `Module.perturb`, to a Haiku function.
+**A port of** the guide "Extracting intermediate values" of Flax's documents,
+and of what Flax's documents say of `Module.perturb`, to a Haiku function.
 
-**What had to change.** Haiku's network stays as it is: a module of five lines, the
-probe, is called between its layers. What linen's `apply` returns in collections is
-in Haiku's state here, under the keys `seen:value` and `perturbations:added` of the
-probe. What is sown goes into a collection with a name of its own: those called
-`intermediates` are kept by linen's `apply` if it is asked to, and never by Haiku's.
-The perturbation is added only if it is in the state that is passed; training passes
-none, and costs what it did.
+**What had to change.** Haiku's network stays as it is: a module of five lines,
+the probe, is called between its layers. What linen's `apply` returns in
+collections is in Haiku's state here, under the keys `seen:value` and
+`perturbations:added` of the probe. What is sown goes into a collection with a
+name of its own: those called `intermediates` are kept by linen's `apply` if it
+is asked to, and never by Haiku's. The perturbation is added only if it is in
+the state that is passed; training passes none, and costs what it did.
 
 .. code-block:: bash
 
@@ -53,8 +53,8 @@ from haiku_state import linen as nn
 # The probe
 # ---------
 #
-# It passes on what it is given. What it sows replaces what it has sown before; the
-# default is to append, and Haiku's state would grow from step to step.
+# It passes on what it is given. What it sows replaces what it has sown before;
+# the default is to append, and Haiku's state would grow from step to step.
 
 
 class Probe(nn.Module):
@@ -114,8 +114,8 @@ def train(f, images, labels, count, batch_size, learning_rate):
 # Values and gradients
 # --------------------
 #
-# One run gives the values, which are in the state that comes back; the gradient of
-# the answer with respect to the state that goes in has those of the probes.
+# One run gives the values, which are in the state that comes back; the gradient
+# of the answer with respect to the state that goes in has those of the probes.
 
 
 def look(f, params, images, answers, probe):
@@ -163,8 +163,8 @@ def maps(f, params, images, answers, probe='probe_1'):
 # The maps
 # --------
 #
-# Below each digit is what speaks for the class that the network names first, and for
-# the one that it names second.
+# Below each digit is what speaks for the class that the network names first,
+# and for the one that it names second.
 
 
 def draw(figure, f, params, images):

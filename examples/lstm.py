@@ -2,19 +2,19 @@
 An LSTM that learns to write
 ============================
 
-A recurrent network reads a text one character at a time, and guesses the next. What
-it guesses well and what surprises it shows in the picture, with a text that it wrote
-itself. Before it learns, its weights are those of the same model in Haiku, and
-`compare` shows layer by layer that the two are one.
+A recurrent network reads a text one character at a time, and guesses the next.
+What it guesses well and what surprises it shows in the picture, with a text
+that it wrote itself. Before it learns, its weights are those of the same model
+in Haiku, and `compare` shows layer by layer that the two are one.
 
-**A port of** Haiku's example of a character-level language model, an LSTM trained on
-Shakespeare.
+**A port of** Haiku's example of a character-level language model, an LSTM
+trained on Shakespeare.
 
-**What had to change.** `hk.LSTM` with `hk.dynamic_unroll` is `nn.RNN` around a cell.
-Carry and output stand in another order, and Haiku adds one to the bias of the forget
-gate where linen's has it inside; `layers.lstm` knows. To write, the model has a second
-method, `step`, in place of a second transformed function. The text is this project's
-license, unless another is given.
+**What had to change.** `hk.LSTM` with `hk.dynamic_unroll` is `nn.RNN` around a
+cell. Carry and output stand in another order, and Haiku adds one to the bias of
+the forget gate where linen's has it inside; `layers.lstm` knows. To write, the
+model has a second method, `step`, in place of a second transformed function.
+The text is this project's license, unless another is given.
 
 .. code-block:: bash
 
@@ -71,8 +71,8 @@ def haiku_model(x, hidden: int, outputs: int, dropout: float, train: bool):
 # In linen
 # --------
 #
-# Modules are made in `setup`, for two methods to use them: all of a sequence, and one
-# step of it.
+# Modules are made in `setup`, for two methods to use them: all of a sequence,
+# and one step of it.
 
 
 class SequenceModel(nn.Module):

@@ -2,16 +2,17 @@
 Managing parameters and state
 =============================
 
-Two models have parameters, which the optimizer changes, and state, which the model
-itself changes when it is called: a running mean, and the averages of BatchNorm over a
-batch that `jax.vmap` maps. Both are watched as they train.
+Two models have parameters, which the optimizer changes, and state, which the
+model itself changes when it is called: a running mean, and the averages of
+BatchNorm over a batch that `jax.vmap` maps. Both are watched as they train.
 
-**A port of** the guide "Managing parameters and state" of Flax's documents: its two
-models, and its two functions `update_step`.
+**A port of** the guide "Managing parameters and state" of Flax's documents: its
+two models, and its two functions `update_step`.
 
-**What had to change.** The two import lines: `from haiku_state import linen as nn`,
-and `from haiku_state import optim`, which Flax itself no longer has. The rest is what
-the guide leaves to its reader: data, a loop, and a look at what the state becomes.
+**What had to change.** The two import lines: `from haiku_state import linen as
+nn`, and `from haiku_state import optim`, which Flax itself no longer has. The
+rest is what the guide leaves to its reader: data, a loop, and a look at what
+the state becomes.
 
 .. code-block:: bash
 
@@ -42,8 +43,8 @@ from haiku_state import optim
 # Two models with state
 # ---------------------
 #
-# A variable of a collection other than `params` is state. The first model makes and
-# changes its own, the second has layers that do.
+# A variable of a collection other than `params` is state. The first model makes
+# and changes its own, the second has layers that do.
 
 
 class BiasAdderWithRunningMean(nn.Module):
@@ -103,8 +104,9 @@ def start(model, example, learning_rate):
 # The running mean
 # ----------------
 #
-# The collections that may change are `mutable`, and come back beside the output. The
-# gradient is of the parameters alone; the new state is carried along by `has_aux`.
+# The collections that may change are `mutable`, and come back beside the
+# output. The gradient is of the parameters alone; the new state is carried
+# along by `has_aux`.
 
 
 @partial(jax.jit, static_argnums=0)
@@ -145,8 +147,8 @@ def train_running_mean(count, batch_size, learning_rate):
 # BatchNorm over a mapped batch
 # -----------------------------
 #
-# The loss is that of one example, mapped by `jax.vmap`. All examples agree on the
-# state, since BatchNorm averages over the axis that is called `batch`.
+# The loss is that of one example, mapped by `jax.vmap`. All examples agree on
+# the state, since BatchNorm averages over the axis that is called `batch`.
 
 
 @partial(jax.jit, static_argnums=0)

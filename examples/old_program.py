@@ -2,24 +2,24 @@
 A program of 2021, run unchanged
 ================================
 
-``programs/mnist_2021.py`` trains a small network with the optimizers of
-`flax.optim`, as programs and papers of its time do. Flax has had no `optim` since
-version 0.6; under `haiku-state run` the program runs as it is, with no Flax
-installed.
+`programs/mnist_2021.py` trains a small network with the optimizers of
+`flax.optim`, as programs and papers of its time do. Flax has had no `optim`
+since version 0.6; under `haiku-state run` the program runs as it is, with no
+Flax installed.
 
 .. code-block:: bash
 
    haiku-state run examples/programs/mnist_2021.py --num_train_steps 100
 
-**A port of** nothing: it is not ported. It is written after Flax's MNIST example as
-it was in 2021, with what other programs of the time had: batch statistics taken
-from the variables by `pop`, one optimizer for the kernels and another for the rest
-(`MultiOptimizer` over `ModelParamTraversal`), a learning rate for each step from
-`flax.training.lr_schedule`.
+**A port of** nothing: it is not ported. It is written after Flax's MNIST
+example as it was in 2021, with what other programs of the time had: batch
+statistics taken from the variables by `pop`, one optimizer for the kernels and
+another for the rest (`MultiOptimizer` over `ModelParamTraversal`), a learning
+rate for each step from `flax.training.lr_schedule`.
 
-**What had to change.** Not a byte of it. What is on this page runs it from Python, with
-`port.run_path`, which is what the command calls, and draws what the program left in
-its folder.
+**What had to change.** Not a byte of it. What is on this page runs it from
+Python, with `port.run_path`, which is what the command calls, and draws what
+the program left in its folder.
 """
 
 import pathlib
@@ -71,8 +71,8 @@ def lines_of_its_time(program):
 # Running it
 # ----------
 #
-# The program has its own arguments, and writes a line of its log in each step: what
-# it has written is there after Ctrl-C, too.
+# The program has its own arguments, and writes a line of its log in each step:
+# what it has written is there after Ctrl-C, too.
 
 
 def run(count, batch_size, learning_rate):
@@ -99,8 +99,8 @@ def run(count, batch_size, learning_rate):
 # What it learned
 # ---------------
 #
-# The curves are from its log. The digits are some of those it had never seen, those
-# that it takes for another first.
+# The curves are from its log. The digits are some of those it had never seen,
+# those that it takes for another first.
 
 
 def draw(figure, log, predicted, side=6):

@@ -2,19 +2,21 @@
 ResNet in both libraries
 ========================
 
-The same residual network is there twice: Haiku's own `hk.nets.ResNet`, and one written
-in linen. The weights of the one go into the other, and `compare` shows layer by layer
-how far outputs and gradients are apart. Then both take some steps of training, each
-with its own library's parameters and state, and the losses stay together.
+The same residual network is there twice: Haiku's own `hk.nets.ResNet`, and one
+written in linen. The weights of the one go into the other, and `compare` shows
+layer by layer how far outputs and gradients are apart. Then both take some
+steps of training, each with its own library's parameters and state, and the
+losses stay together.
 
-**A port of** Haiku's ImageNet example, whose network is `hk.nets.ResNet50`, to linen.
+**A port of** Haiku's ImageNet example, whose network is `hk.nets.ResNet50`, to
+linen.
 
-**What had to change.** Haiku's BatchNorm divides its averages by how far they have
-come, linen's begins with 0 and 1: in training both normalize alike, and so the weights
-are converted with ``for_='training'``. Convolutions are at the same places under other
-names; `mapping` says which is which. Haiku's initial weights of the last norm of a
-block are zeros, and so are the logits': for the comparison all are moved a little, since
-zeros hide what is before them.
+**What had to change.** Haiku's BatchNorm divides its averages by how far they
+have come, linen's begins with 0 and 1: in training both normalize alike, and so
+the weights are converted with `for_='training'`. Convolutions are at the same
+places under other names; `mapping` says which is which. Haiku's initial weights
+of the last norm of a block are zeros, and so are the logits': for the
+comparison all are moved a little, since zeros hide what is before them.
 
 .. code-block:: bash
 

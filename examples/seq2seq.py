@@ -2,24 +2,26 @@
 Sequence to sequence: learning to add
 =====================================
 
-An encoder reads a question such as ``734+58=`` one character at a time; a decoder
-begins with what the encoder remembers, and writes the answer. Nobody tells them what
-a number is.
+An encoder reads a question such as `734+58=` one character at a time; a
+decoder begins with what the encoder remembers, and writes the answer. Nobody
+tells them what a number is.
 
-**A port of** Flax's "seq2seq" example, which is linen's encoder and decoder for this
-task.
+**A port of** Flax's "seq2seq" example, which is linen's encoder and decoder for
+this task.
 
-**What had to change.** The import lines. The example has its own loop of an encoder
-with a mask for what is behind the end of a question; `nn.RNN` does that, told the
-lengths. The decoder is still `nn.scan` over a module of its own, which reads the right
-characters while it learns, and its own when it is asked. The answer is written from
-its last digit, as it is by hand: that is learned in a minute, and not in an hour.
+**What had to change.** The import lines. The example has its own loop of an
+encoder with a mask for what is behind the end of a question; `nn.RNN` does
+that, told the lengths. The decoder is still `nn.scan` over a module of its own,
+which reads the right characters while it learns, and its own when it is asked.
+The answer is written from its last digit, as it is by hand, where each digit
+needs few of those before: that is learned sooner.
 
 .. code-block:: bash
 
    python examples/seq2seq.py --digits 2
 
-Source: Sutskever et al., "Sequence to Sequence Learning with Neural Networks", 2014.
+Source: Sutskever et al., "Sequence to Sequence Learning with Neural Networks",
+2014.
 """
 
 from functools import partial
@@ -68,7 +70,7 @@ def encoded(texts, length):
 
 
 def as_batch(numbers, digits):
-  """Returns questions, their lengths, and answers, which begin with the ones."""
+  """Returns questions, their lengths, and answers from the last digit on."""
   questions = [f'{a}+{b}=' for a, b in numbers]
   answers = [str(a + b)[::-1] for a, b in numbers]
   # An answer may have one digit more, and has an end.
@@ -162,7 +164,7 @@ def is_right(said, answers):
 
 
 def train(hidden, digits, count, batch_size, learning_rate):
-  """Returns a function that answers, the losses, and how much was right when."""
+  """Returns a function that answers, the losses, and how much was right."""
   model, rng = Seq2Seq(hidden), np.random.default_rng(0)
   test = as_batch(make_questions(np.random.default_rng(1), 512, digits), digits)
   params = model.init(jax.random.key(0), *test, True)['params']

@@ -1,8 +1,8 @@
-"""What the examples share: arguments, steps with their progress, pictures, data.
+"""What the examples share: arguments, progress, pictures and data.
 
 Each example is run as a program, `python examples/NAME.py --steps 100`, and by
-sphinx-gallery. An extra that is missing costs its part of the show, and is named
-at the start.
+sphinx-gallery. An extra that is missing costs its part of the show, and is
+named at the start.
 """
 
 import argparse
@@ -207,7 +207,7 @@ def steps(count):
 
 
 def due(i, count, times=10):
-  """Returns whether to report of step `i`: some times in all, and at the end."""
+  """Returns whether to report of step `i`: some times, and at the end."""
   return i % max(count // times, 1) == 0 or i == count - 1
 
 
@@ -281,7 +281,7 @@ def read_text(path, length):
     length: how many characters it must have more than.
 
   Returns:
-    The text, its characters in order, and for each character of the text which it is.
+    The text, its characters in order, and which of them each of the text is.
   """
   import numpy as np
 

@@ -2,26 +2,28 @@
 A transformer, and what it attends to
 =====================================
 
-A transformer learns to sort: it sees numbers in any order, and has to say at each
-place which of them belongs there. Its attention maps show how. In the end the weights
-go over to the same transformer written in Haiku, and `compare` shows layer by layer
-that the two compute the same.
+A transformer learns to sort: it sees numbers in any order, and has to say at
+each place which of them belongs there. Its attention maps show how. In the end
+the weights go over to the same transformer written in Haiku, and `compare`
+shows layer by layer that the two compute the same.
 
-**A port of** a transformer's encoder as Haiku's users write it, after the model of
-Haiku's transformer example, to linen.
+**A port of** a transformer's encoder as Haiku's users write it, after the model
+of Haiku's transformer example, to linen.
 
-**What had to change.** `hk.MultiHeadAttention` is `nn.MultiHeadDotProductAttention`,
-which also tells what it attends to: called with `sow_weights=True` it leaves its maps
-in the collection `intermediates`. `hk.LayerNorm` has another epsilon than linen's, and
-another way to the variance, so `nn.LayerNorm` is told both. `mapping` says which
-layer is which; it is all that the weights need to go over, in either direction.
+**What had to change.** `hk.MultiHeadAttention` is
+`nn.MultiHeadDotProductAttention`, which also tells what it attends to: called
+with `sow_weights=True` it leaves its maps in the collection `intermediates`.
+`hk.LayerNorm` has another epsilon than linen's, and another way to the
+variance, so `nn.LayerNorm` is told both. `mapping` says which layer is which;
+it is all that the weights need to go over, in either direction.
 
 .. code-block:: bash
 
    python examples/transformer.py --length 12
 
-Sources: Vaswani et al., "Attention Is All You Need", 2017, with the norms before the
-layers (Xiong et al., "On Layer Normalization in the Transformer Architecture", 2020).
+Sources: Vaswani et al., "Attention Is All You Need", 2017, with the norms
+before the layers (Xiong et al., "On Layer Normalization in the Transformer
+Architecture", 2020).
 """
 
 import dataclasses
@@ -223,10 +225,11 @@ def train(config, count, batch_size, learning_rate):
 # The maps
 # --------
 #
-# A row is a place in the sorted sequence. In the first layer it looks at numbers of
-# about the size that belongs there: with the columns in the order of the numbers there
-# is a band along the diagonal. In the layers after that it looks at other places, most
-# of all at its neighbours, to settle which of them has which number.
+# A row is a place in the sorted sequence. In the first layer it looks at
+# numbers of about the size that belongs there: with the columns in the order of
+# the numbers there is a band along the diagonal. In the layers after that it
+# looks at other places, most of all at its neighbours, to settle which of them
+# has which number.
 
 
 def attention_maps(config, params, tokens):
@@ -268,8 +271,8 @@ def draw(figure, config, params, losses, rights, tokens):
 # Run it
 # ------
 #
-# The table is of the weights that were learned: the encoder in linen learned them,
-# the one in Haiku has them by `weights_to_haiku`.
+# The table is of the weights that were learned: the encoder in linen learned
+# them, the one in Haiku has them by `weights_to_haiku`.
 
 
 def main(argv=None):

@@ -6,15 +6,16 @@ An encoder puts each handwritten digit at a place in a plane, a decoder draws a
 digit for each place. The model is a Haiku function whose layers are linen's,
 Haiku's, or both by turns: `--layers linen`, `haiku`, `mixed`.
 
-**A port of** Haiku's VAE example, which trains on MNIST, and of Flax's, which is
-the same model in linen.
+**A port of** Haiku's VAE example, which trains on MNIST, and of Flax's, which
+is the same model in linen.
 
-**What had to change.** Of Haiku's, the layers: `nn.Dense` stands where `hk.Linear`
-stood, and the noise still comes from `hk.next_rng_key`. Of Flax's, the methods:
-`model.apply(..., method=model.decode)` is an entry point of `hk.multi_transform`
-here. The layers are named where they are made, so that an entry point which calls
-one of them alone finds its weights. The digits are scikit-learn's, of 8x8 pixels,
-and the latent space has two dimensions, so that it can be drawn.
+**What had to change.** Of Haiku's, the layers: `nn.Dense` stands where
+`hk.Linear` stood, and the noise still comes from `hk.next_rng_key`. Of Flax's,
+the methods: `model.apply(..., method=model.decode)` is an entry point of
+`hk.multi_transform` here. The layers are named where they are made, so that an
+entry point which calls one of them alone finds its weights. The digits are
+scikit-learn's, of 8x8 pixels, and the latent space has two dimensions, so that
+it can be drawn.
 
 .. code-block:: bash
 
@@ -54,8 +55,8 @@ LAYERS = {
 # The model
 # ---------
 #
-# One Haiku function makes the layers and returns the entry points: the loss, the
-# codes of images, and the images of codes.
+# One Haiku function makes the layers and returns the entry points: the loss,
+# the codes of images, and the images of codes.
 
 
 def autoencoder(layers, hidden):
@@ -125,8 +126,8 @@ def train(model, x, count, batch_size, learning_rate):
 # The latent space
 # ----------------
 #
-# Left is where the encoder puts the digits, right what the decoder draws on a grid
-# over the same part of the plane.
+# Left is where the encoder puts the digits, right what the decoder draws on a
+# grid over the same part of the plane.
 
 
 def draw(figure, model, params, x, labels, side=12, reach=2.5):

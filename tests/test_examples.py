@@ -18,12 +18,16 @@ from layers_compare import quick_compilation as quick_compilation
 EXAMPLES = pathlib.Path(__file__).parents[1] / 'examples'
 
 
+# How many steps are done before Ctrl-C ends it.
+DONE = 4
+
+
 class Example(NamedTuple):
   """How an example is run in a few seconds, and what it must return.
 
   Attributes:
     tiny: its arguments, beside steps and picture.
-    check: fails if what `main` returned, after two steps, is not right.
+    check: fails if what `main` returned, after `DONE` steps, is not right.
     needs: a package that it does not run without.
     counts: what is called with a number at the beginning of each step.
   """
@@ -37,19 +41,19 @@ class Example(NamedTuple):
 def check_actor_critic(returned):
   params, caught = returned
   assert {'memory/hf', 'torso/Dense_0', 'policy', 'value'} <= set(params)
-  assert len(caught) == 2 and all(0 <= part <= 1 for part in caught)
+  assert len(caught) == DONE and all(0 <= part <= 1 for part in caught)
 
 
 def check_resnet(returned):
   result, losses = returned
   assert result.equal and len(result.rows) == 2 + 8 + 2
-  assert len(losses['Haiku']) == 2
+  assert len(losses['Haiku']) == DONE
   assert np.allclose(losses['Haiku'], losses['linen'], rtol=1e-3)
 
 
 def check_seq2seq(returned):
   answers, losses = returned
-  assert losses[1] < losses[0]
+  assert losses[-1] < losses[0]
   # It answers one character more than the numbers have, and an end.
   said = answers(np.full((1, 4), 1), np.array([4]), np.zeros((1, 3), int))
   assert said.shape == (1, 3)
@@ -61,13 +65,13 @@ def check_transformer(returned):
   assert {'embed', 'attention_0', 'logits'} <= {
     row.linen for row in result.rows
   }
-  assert len(losses) == 2
+  assert len(losses) == DONE
 
 
 def check_vae(returned):
   params, losses = returned
   assert set(params) == {'read', 'mean', 'log_var', 'unfold', 'write'}
-  assert losses[1] < losses[0] < 50
+  assert losses[-1] < losses[0] < 50
 
 
 def check_alphafold_weights(returned):
@@ -75,24 +79,24 @@ def check_alphafold_weights(returned):
   params = variables['params']
   kernel = params['evoformer_iteration']['transition_1']['kernel']
   assert kernel.shape == (2, 3, 6)  # Two blocks in one array.
-  assert losses[1] < losses[0]
+  assert losses[-1] < losses[0]
   assert difference < 1e-6
 
 
 def check_averages(returned):
   game, good, values = returned
-  assert good.shape == (2, 2) and values.shape == (2, 4)
+  assert good.shape == (DONE, 2) and values.shape == (DONE, 4)
   # The average of a parameter that was zero lags behind.
   average = game.averages['averages']['params']['Dense_0']['bias']
   now = game.generator['Dense_0']['bias']
-  assert np.allclose(average / now, 0.5, atol=0.3) and (average != now).all()
-  # A step of training has changed the norms, and it was found.
-  assert (values[1] != values[0]).all()
+  assert (0 < average / now).all() and (average / now < 1).all()
+  # Training has changed the norms, and it was found.
+  assert (values[-1] != values[0]).all()
 
 
 def check_characters(returned):
   losses, texts, error = returned
-  assert losses[1] < losses[0]
+  assert losses[-1] < losses[0]
   # It goes on after the prompt, which is the beginning of the license.
   assert all(text.startswith('Apache L') for text in texts.values())
   assert error < 1e-4  # The cache says what the whole text does.
@@ -100,35 +104,35 @@ def check_characters(returned):
 
 def check_digits(returned):
   losses, rights = returned
-  assert len(losses) == 2 and set(rights) == {0, 1}
-  assert losses[1] < losses[0]
+  assert len(losses) == DONE and set(rights) == {0, 1, 2, 3}
+  assert losses[-1] < losses[0]
 
 
 def check_ensemble(returned):
   params, losses = returned
   assert params['Dense_1']['kernel'].shape == (3, 4, 4)
-  assert losses.shape == (2, 3)
-  assert (losses[1] < losses[0]).all()
+  assert losses.shape == (DONE, 3)
+  assert (losses[-1] < losses[0]).all()
   assert len(set(losses[0])) == 3  # The members begin with other weights.
 
 
 def check_lstm(returned):
   result, losses, said = returned
   assert result.equal
-  assert losses[1] < losses[0]
+  assert losses[-1] < losses[0]
   assert len(said) == 432
 
 
 def check_looking_inside(returned):
   params, losses = returned
   assert not any('probe' in name for name in params)
-  assert losses[1] < losses[0]
+  assert losses[-1] < losses[0]
 
 
 def check_managing_parameters_and_state(curves):
   for losses, errors in curves.values():
-    assert len(losses) == len(errors) == 2
-    assert errors[1] < errors[0]
+    assert len(losses) == len(errors) == DONE
+    assert errors[-1] < errors[0]
   # The average is on its way to the true one: a hundredth of it each step.
   errors = curves['running mean'][1]
   assert 0.95 < errors[1] / errors[0] < 1
@@ -138,7 +142,7 @@ def check_old_program(log):
   _, rates, losses, accuracies = log.T
   # The first step is taken at the rate 0, the last is not of the warm-up.
   assert rates[0] == 0 and 0 < rates[1]
-  assert losses.shape == (2,) and 1 < losses[0] < 4
+  assert losses.shape == (DONE,) and 1 < losses[0] < 4
 
 
 ROWS = {
@@ -147,7 +151,7 @@ ROWS = {
     check_actor_critic,
   ),
   'alphafold_weights': Example(
-    '--length 4 --channels 3 --blocks 2 --batch-size 4',
+    '--length 4 --channels 3 --blocks 2 --batch-size 32',
     check_alphafold_weights,
   ),
   'averages_and_spectral_norm': Example(
@@ -158,7 +162,7 @@ ROWS = {
     check_characters,
   ),
   'digits': Example(
-    '--channels 2 --batch-size 4 --dropout 0', check_digits, 'sklearn'
+    '--channels 2 --dropout 0 --learning-rate 0.03', check_digits, 'sklearn'
   ),
   'ensemble': Example('--members 3 --points 4 --hidden 4', check_ensemble),
   'looking_inside': Example(
@@ -167,7 +171,7 @@ ROWS = {
     'sklearn',
   ),
   'lstm': Example(
-    '--hidden 4 --length 4 --batch-size 2 --learning-rate 0.05', check_lstm
+    '--hidden 4 --length 4 --batch-size 8 --learning-rate 0.05', check_lstm
   ),
   'managing_parameters_and_state': Example(
     '--hidden 4 --batch-size 8', check_managing_parameters_and_state
@@ -229,20 +233,20 @@ def presses(fn):
   """
   calls = []
 
-  def press_in_second_step(count, **options):
+  def press_in_last_step(count, **options):
     for i in range(count):
-      if i == 1:
+      if i == DONE - 1:
         signal.raise_signal(signal.SIGINT)
       yield i
 
-  def press_in_third_call(*args, **options):
+  def press_in_the_call_after(*args, **options):
     calls.append(args)
-    if len(calls) == 3:
+    if len(calls) == DONE + 1:
       signal.raise_signal(signal.SIGINT)
     return fn(*args, **options)
 
   is_trange = fn.__name__ == 'trange'
-  return press_in_second_step if is_trange else press_in_third_call
+  return press_in_last_step if is_trange else press_in_the_call_after
 
 
 @each
@@ -259,7 +263,7 @@ def test_runs_until_ctrl_c(name, main, tmp_path, monkeypatch, capsys):
   ROWS[name].check(main(args))
   assert signal.getsignal(signal.SIGINT) is before
   out = capsys.readouterr().out
-  assert 'Stopped after 2 of 9 steps.' in out
+  assert f'Stopped after {DONE} of 9 steps.' in out
   if importlib.util.find_spec('matplotlib'):
     assert picture.read_bytes().startswith(b'\x89PNG')
     assert f'Saved {picture}' in out
@@ -307,6 +311,43 @@ def test_wrong_arguments(name, main, tmp_path, monkeypatch, capsys):
   (tmp_path / 'a.png').mkdir()
   for arg, words in WRONG.items():
     assert words in refused(main, capsys, arg)
+
+
+# What does not fit together: the example, its arguments, and words of the error.
+UNFIT = [
+  (
+    'characters',
+    '--width 6 --heads 4',
+    '--width must be a multiple of --heads',
+  ),
+  (
+    'characters',
+    '--text short.txt',
+    'short.txt has 3 characters, and is read 96',
+  ),
+  ('characters', '--text bytes', 'bytes is no text in UTF-8'),
+  ('lstm', '--text nowhere.txt', "there is no file 'nowhere.txt'"),
+  (
+    'lstm',
+    '--text short.txt --length 3',
+    'a longer text, or a smaller --length',
+  ),
+  ('lstm', '--dropout 1', "'1' is not a number from 0 to below 1"),
+  ('resnet', '--blocks 3,4,6', "'3,4,6' is not as in 3,4,6,3"),
+  ('transformer', '--numbers 4 --length 5', 'must be at most --numbers, 4'),
+  ('vae', '--layers torch', "invalid choice: 'torch'"),
+  ('vae', '--learning-rate 0', "'0' is not a number above 0"),
+]
+
+
+@pytest.mark.parametrize('name, args, words', UNFIT)
+def test_what_does_not_fit(main, args, words, tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  pathlib.Path('short.txt').write_text('abc')
+  pathlib.Path('bytes').write_bytes(b'\xff' * 200)
+  with pytest.raises(SystemExit) as e:
+    main(args.split())
+  assert words in f'{e.value.code} {capsys.readouterr().err}'
 
 
 @each
