@@ -53,8 +53,8 @@ from haiku_state import linen as nn
 # The probe
 # ---------
 #
-# It passes on what it is given. What it sows replaces what it has sown before;
-# the default is to append, and Haiku's state would grow from step to step.
+# It passes on what it is given. Without a `reduce_fn`, `sow` keeps a tuple of all
+# that a run has sown there, for modules that are called more than once.
 
 
 class Probe(nn.Module):

@@ -23,9 +23,11 @@ LAYERS = {
   'trees': 'serialization struct core.frozen_dict traverse_util cursor',
   'arrays': 'jax_utils io traceback_util',
   'below the scope': """
-    core._haiku core._haiku_words core._initializers core.filters core.tracers
+    core._names core._bundles core._frame core._haiku_run core._haiku_words
+    core._initializers core.filters core.tracers
     core.keys core.meta core.partial_eval core.spmd core._fingerprint
     core._shapes core._initial core.axes_scan core._jax_around core._place core._store
+    core._in_run core._in_haiku
     core._out_of_reach core._run""",
   'scope': 'core.scope core.variables',
   'lift': """
@@ -57,7 +59,7 @@ LAYERS = {
     training.orbax_utils training.checkpoints""",
   'metrics': 'metrics metrics.tensorboard',
   'optim': """
-    optim._definition optim._multi_optimizer optim._optimizer optim.base
+    optim._trees optim.base
     optim._optax optim.adabelief optim.adadelta optim.adafactor optim.adagrad
     optim.adam optim.dynamic_scale optim.lamb optim.lars optim.momentum
     optim.rmsprop optim.sgd optim.weight_norm optim""",
@@ -78,7 +80,6 @@ ORDER = [name for names in LAYERS.values() for name in names.split()]
 # Looked up when they are used: these stand above the module that uses them.
 LAZY = {
   ('linen.module', 'linen.summary'),
-  ('optim._definition', 'optim.base'),
   ('typing', 'core.frozen_dict'),
 }
 
@@ -86,7 +87,6 @@ LAZY = {
 # order, or two concepts in one class.
 FOR_TYPES = {
   ('typing', 'core.frozen_dict'),
-  ('optim._definition', 'optim.base'),
 }
 
 # All that a package which stands apart may use of ours.
@@ -105,7 +105,9 @@ APART = {
 
 # All files that know Haiku.
 KNOWS_HAIKU = {
-  'core._haiku',
+  'core._frame',
+  'core._haiku_run',
+  'core._initializers',
   'core._haiku_words',
   'core._run',
   'interop.comparison',

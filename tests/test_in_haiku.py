@@ -15,7 +15,7 @@ import pytest
 from layers_compare import as_dict
 
 from haiku_state import linen as nn
-from haiku_state.core import _haiku
+from haiku_state.core import _bundles
 
 KEY = jax.random.PRNGKey(0)
 X = jax.random.normal(jax.random.PRNGKey(3), (5, 4))
@@ -74,7 +74,7 @@ def variables_of(params, state, root):
       if path == root or path.startswith(root + '/')
     }
 
-  return _haiku.from_haiku(below(params), below(state), root)
+  return _bundles.from_haiku(below(params), below(state), root)
 
 
 # --- Our modules in Haiku's functions ----------------------------------------
@@ -267,7 +267,7 @@ def test_gradients_are_those_of_apply():
     return (y**2 + y).sum()
 
   want = jax.grad(plain_loss)(variables['params'])
-  assert_close(_haiku.from_haiku(grads, {}, 'haiku_inside')['params'], want)
+  assert_close(_bundles.from_haiku(grads, {}, 'haiku_inside')['params'], want)
 
 
 # --- Layers that are stacked -------------------------------------------------
@@ -345,9 +345,9 @@ def run_at(where, around, name, variables):
   """
   model = table.MODELS[name]
   if where == 'native':
-    params, state = _haiku.to_haiku(variables, ROOTS[name])
+    params, state = _bundles.to_haiku(variables, ROOTS[name])
     y, state = native(around, model).apply(params, state, None, X)
-    return y, _haiku.from_haiku(params, state, ROOTS[name])
+    return y, _bundles.from_haiku(params, state, ROOTS[name])
   outer = inside(around, model)
   given = {col: {'inner': tree} for col, tree in variables.items()}
   y, new = outer.apply(given, X, mutable=collections_of(variables))
@@ -543,7 +543,7 @@ def test_mixed_precision_policy(where):
   def run():
     hk.mixed_precision.set_policy(nn.Dense, policy)
     if where == 'native':
-      params, _ = _haiku.to_haiku(variables, 'dense')
+      params, _ = _bundles.to_haiku(variables, 'dense')
       return hk.transform(lambda x: nn.Dense(3)(x)).apply(params, None, X)
     return dense.apply(variables, X)
 
@@ -689,7 +689,7 @@ def test_lifted_transform(lift, where):
   else:
     variables = Holder().init(KEY, X)
     y = Holder().apply(variables, X)
-    params, _ = _haiku.to_haiku(variables, 'holder')
+    params, _ = _bundles.to_haiku(variables, 'holder')
   dense = next(b for p, b in params.items() if p.endswith('dense'))
   linear = next(b for p, b in params.items() if p.endswith('linear'))
   want = (X @ dense['kernel'] + dense['bias']) @ linear['w'] + linear['b']

@@ -387,17 +387,7 @@ def test_a_getter_acts_where_jit_has_traced_without_it():
 STATEFUL = ('not lifted', 'remat', 'jit', 'vmap', 'vmap over parameters')
 
 
-TWICE = pytest.mark.xfail(
-  strict=True,
-  reason='state is read and written with the functions of the user also where'
-  ' it goes into an inner run and comes out of it',
-)
-
-
-@pytest.mark.parametrize(
-  'kind',
-  [pytest.param(k, marks=[] if k == 'not lifted' else TWICE) for k in STATEFUL],
-)
+@pytest.mark.parametrize('kind', STATEFUL)
 @pytest.mark.parametrize('what', ['getter', 'setter'])
 def test_functions_of_state_act_once(kind, what):
   _, params, state = plain(kind)

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from haiku_state.core import _haiku
+from haiku_state.core._initializers import INITIALIZERS
 
 
 class Unknown(Exception):
@@ -49,7 +49,7 @@ def fingerprint(x: Any) -> Any:
     )
   if isinstance(x, jax.sharding.PartitionSpec):
     return x
-  if isinstance(x, _haiku.INITIALIZERS):
+  if isinstance(x, INITIALIZERS):
     return kind, fingerprint(vars(x))
   raise Unknown
 

@@ -12,7 +12,7 @@ from typing import Any
 import haiku as hk
 
 from haiku_state import errors
-from haiku_state.core import _haiku
+from haiku_state.core import _bundles, _frame, _names
 
 
 class MissingParameter(errors.ScopeParamNotFoundError, ValueError):
@@ -143,7 +143,7 @@ def forced_in_lifted(path: str, name: str) -> Exception:
     path: the Haiku name of the module that is lifted.
     name: the name that lies outside of it, marked.
   """
-  module = name[len(_haiku.OUTSIDE) :]
+  module = name[len(_names.OUTSIDE) :]
   return ValueError(
     f'Haiku\'s module "{module}", whose name is forced or which was made'
     f' elsewhere, is used in a lifted transform of "{path}", which would not find'
@@ -161,7 +161,7 @@ def check_not_around(paths: list[str]) -> None:
   Raises:
     ValueError: it has.
   """
-  if _haiku.current_path() is None:
+  if _frame.current_path() is None:
     return
   around = hk.get_current_state()
   for path in paths:
@@ -182,8 +182,8 @@ def hint_at_conversion(tree: Any) -> str | None:
   """
   bundles = tree.get('params', tree)
   if not any(
-    _haiku.is_level(bundle)
-    and ('/' in str(path) or not _haiku.LAYER_KEYS.isdisjoint(bundle))
+    _bundles.is_level(bundle)
+    and ('/' in str(path) or not _names.LAYER_KEYS.isdisjoint(bundle))
     for path, bundle in bundles.items()
   ):
     return None

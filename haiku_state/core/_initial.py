@@ -4,6 +4,9 @@ To trace an initializer takes longer than all else that is done for a parameter,
 and models have many parameters of few shapes. Those that JAX has are known to
 be pure: where JAX records a program, rather than computing, each is traced once
 for a shape, and the same operations are put in by `jax.jit(..., inline=True)`.
+
+Haiku's initializers draw a key where they need one: in somebody's `hk.transform`
+one that does not look at its key is given none.
 """
 
 from __future__ import annotations
@@ -17,13 +20,15 @@ import jax
 import jax.core
 import numpy as np
 
-from haiku_state.core import keys
+from haiku_state.core import _haiku_run, keys
 from haiku_state.core._fingerprint import Unknown, fingerprint
 
 _MAX_KEPT = 8192
 # By what the initializer and its arguments are made of; None if that may be
 # impure.
 _programs: dict[Any, Any] = {}
+# By what they are made of: whether they look at their key.
+_users: dict[Any, bool] = {}
 _MISSING = object()
 
 
@@ -55,6 +60,39 @@ def initial_value(
     if program is not None:
       return program(rng, data)
   return init_fn(_key(init_fn, rng, data), *args, **kwargs)
+
+
+def uses_key(init_fn: Callable[..., Any], args: Any, kwargs: Any) -> bool:
+  """Returns whether `init_fn(key, *args, **kwargs)` looks at its key."""
+  if init_fn is _ZEROS or init_fn is _ONES:
+    return False
+  wanted = (init_fn, args, kwargs)
+  if not _is_known(wanted):
+    return _traces_key(*wanted)
+  try:
+    key = fingerprint(wanted)
+    found = _users.get(key)
+  except (Unknown, TypeError):
+    return _traces_key(*wanted)
+  if found is None:
+    if len(_users) >= _MAX_KEPT:
+      _users.clear()
+    found = _users[key] = _traces_key(*wanted)
+  return found
+
+
+def _traces_key(init_fn, args, kwargs) -> bool:
+  def make(key):
+    # It may draw from Haiku's keys, which must not get into this trace.
+    return _haiku_run.apart(key, lambda: init_fn(key, *args, **kwargs))
+
+  jaxpr = jax.make_jaxpr(make)(jax.random.key(0)).jaxpr
+  (key,) = jaxpr.invars
+  return any(key is x for eqn in jaxpr.eqns for x in eqn.invars)
+
+
+# For an initializer that does not look at it.
+UNUSED_KEY: Any = np.zeros(2, np.uint32)
 
 
 def _key(init_fn, rng: jax.Array, data: Any) -> jax.Array:

@@ -8,13 +8,24 @@ from __future__ import annotations
 
 import dataclasses
 import types
+import typing
 from collections.abc import Callable
 from typing import Any
 
+import haiku as hk
 import jax
 import jax.numpy as jnp
 
-from haiku_state.core import _haiku
+from haiku_state.core import _haiku_run
+
+# The classes of Haiku's initializers, which take a shape and a dtype.
+# To Python 3.10 a type with parameters, such as `Callable[..., Array]`, which
+# some versions of Haiku have there, is a class, too.
+INITIALIZERS = tuple(
+  x
+  for x in vars(hk.initializers).values()
+  if isinstance(x, type) and typing.get_origin(x) is None
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +39,7 @@ class FromHaiku:
   initializer: Callable[..., Any]
 
   def __call__(self, key: jax.Array, shape: Any, dtype: Any = jnp.float32):
-    return _haiku.apart(key, lambda: self.initializer(shape, dtype))
+    return _haiku_run.apart(key, lambda: self.initializer(shape, dtype))
 
 
 def call_keyless(init_fn: Any, *args: Any, **kwargs: Any):
@@ -36,7 +47,7 @@ def call_keyless(init_fn: Any, *args: Any, **kwargs: Any):
 
   One of Haiku's draws it by itself; its dtype is float32 if none is given.
   """
-  if isinstance(init_fn, _haiku.INITIALIZERS):
+  if isinstance(init_fn, INITIALIZERS):
     if args and isinstance(args[0], jax.Array):
       return FromHaiku(init_fn)(*args, **kwargs)
     kwargs = kwargs if len(args) > 1 else {'dtype': jnp.float32, **kwargs}
@@ -52,6 +63,6 @@ def as_linen(init_fn: Callable[..., Any]) -> Callable[..., Any]:
   """
   if type(init_fn) is types.FunctionType:
     return init_fn
-  if isinstance(init_fn, _haiku.INITIALIZERS):
+  if isinstance(init_fn, INITIALIZERS):
     return FromHaiku(init_fn)
   return init_fn

@@ -14,8 +14,9 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from haiku_state.core import _haiku
-from haiku_state.core._store import InRun, Make, New
+from haiku_state.core import _frame
+from haiku_state.core._in_run import InRun
+from haiku_state.core._store import Make, New
 
 
 class OutOfReach(InRun):
@@ -44,31 +45,37 @@ class OutOfReach(InRun):
       bundle = bundles.get(path)
       if bundle is not None and key in bundle:
         return bundle[key]
-    raise _haiku.Missing
+    raise _frame.Missing
 
   def _frame_array(self, path: str, key: str, shape: Any, dtype: Any) -> Any:
     # Its shape is checked by those who asked for it.
     raise ValueError
+
+  def _frame_other(self, path: str, key: str) -> Any:
+    return None
 
   def _frame_param(self, path: str, key: str, value: Any, again: Make) -> Any:
     bundle = self.made[0].setdefault(path, {})
     # Of two threads that make it at once, the first one does.
     made = bundle.setdefault(key, value)
     if made is value:
-      new = functools.partial(_haiku.new_param, path, key, value, again)
+      new = functools.partial(_frame.new_param, path, key, value, again)
       self._do_later(new)
     return made
 
   def _frame_state(self, path: str, key: str, value: Any, is_new: bool) -> None:
     self.made[1].setdefault(path, {})[key] = value
-    write = _haiku.new_state if is_new else _haiku.write_state
+    if self.first is not None:
+      self._note_first({path: {key: value}})
+    write = _frame.new_state if is_new else _frame.write_state
     self._do_later(functools.partial(write, path, key, value))
 
   def _frame_new(self, new: New) -> None:
     for made, bundles in zip(self.made, new):
       for path, bundle in bundles.items():
         made.setdefault(path, {}).update(bundle)
-    self._do_later(functools.partial(_haiku.put_as_is, *new))
+    self._note_first(new[1])
+    self._do_later(functools.partial(_frame.put_as_is, *new))
 
   def _initial(self, make: Make) -> Any:
     # Outside of the transform, so that no value has to leave it.

@@ -6,7 +6,7 @@ of no run. Two scopes at one place find the same variables.
 
 from __future__ import annotations
 
-from haiku_state.core import _haiku
+from haiku_state.core import _names
 
 
 class Place:
@@ -29,7 +29,7 @@ class Place:
 
   def below(self, name: str) -> Place:
     """Returns the place of a name here."""
-    return Place(f'{self.path}/{_haiku.escape_module(name)}', self, name)
+    return Place(f'{self.path}/{_names.escape_module(name)}', self, name)
 
   def __eq__(self, other: object) -> bool:
     # No two lists of names have one path: names are escaped.

@@ -17,11 +17,15 @@ import haiku as hk
 import jax
 import jax.core
 
-from haiku_state.core import _haiku, _haiku_words, tracers
+from haiku_state.core import _bundles, _haiku_run, _haiku_words, _names, tracers
+from haiku_state.core._in_haiku import InHaiku
+from haiku_state.core._in_run import InRun
 from haiku_state.core._out_of_reach import OutOfReach
 from haiku_state.core._place import Place
-from haiku_state.core._store import AtRest, InHaiku, InRun, Store
+from haiku_state.core._store import AtRest
 from haiku_state.core.filters import CollectionFilter, in_filter
+
+Store = AtRest | InRun | InHaiku
 
 
 class _Thread(threading.local):
@@ -166,6 +170,7 @@ class Root(NamedTuple):
     streams: its key streams.
     counts: its counts of keys.
     initializing: whether its variables are made.
+    in_haiku: whether it is a part of somebody's `hk.transform`.
   """
 
   run: Run
@@ -173,6 +178,7 @@ class Root(NamedTuple):
   streams: Mapping[str, Any]
   counts: dict[Any, Any]
   initializing: bool
+  in_haiku: bool
 
 
 def execute(
@@ -208,7 +214,7 @@ def execute(
     out = body()
     for e in entered:
       e.frame.catch_up()
-    if rng_root and rng is not None and _haiku.rng_was_used(rng):
+    if rng_root and rng is not None and _haiku_run.rng_was_used(rng):
       _count_rng(rng_root)
     return out
 
@@ -234,7 +240,7 @@ def execute(
   return out
 
 
-def _check_made_anew(entered: list[_Entered], state: _haiku.Bundles) -> None:
+def _check_made_anew(entered: list[_Entered], state: _bundles.Bundles) -> None:
   """Raises if a module of Haiku's of the run around has made its state anew.
 
   The run of a lifted transform has what lies below the modules that it is given.
@@ -249,22 +255,22 @@ def _check_made_anew(entered: list[_Entered], state: _haiku.Bundles) -> None:
     for path, bundle in state.items()
     if bundle
     and path not in given
-    and not any(_haiku.is_below(path, e.path) for e in entered)
+    and not any(_names.is_below(path, e.path) for e in entered)
   ]
   if new:
     _haiku_words.check_not_around(new)
 
 
 def _shares(
-  entered: list[_Entered], bundles: _haiku.Bundles
-) -> list[_haiku.Bundles]:
+  entered: list[_Entered], bundles: _bundles.Bundles
+) -> list[_bundles.Bundles]:
   """Returns the bundles of each root.
 
   What Haiku's modules with forced names have is below none: it is the first's.
   """
   if len(entered) == 1:
     return [bundles]
-  shares = [_haiku.below(bundles, e.path) for e in entered]
+  shares = [_bundles.below(bundles, e.path) for e in entered]
   for path, bundle in bundles.items():
     if not any(path in share for share in shares):
       shares[0][path] = bundle
@@ -276,13 +282,13 @@ def _run(entered: list[_Entered], rng: Any, body: Callable[[], Any]) -> Any:
   params = _merged([e.frame.given[0] for e in entered])
   state = _merged([e.frame.given[1] for e in entered])
   if all(e.frame.has_fixed_params for e in entered):
-    out, state = _haiku.run_apply(params, state, rng, body)
+    out, state = _haiku_run.run_apply(params, state, rng, body)
     return out, params, state
 
   def note(path: str, key: str, is_param: bool) -> None:
     if _thread.entered[-1] is not entered:
       return  # It is new in a run inside of this one.
-    own = [e for e in entered if _haiku.is_below(path, e.path)]
+    own = [e for e in entered if _names.is_below(path, e.path)]
     for e in own or entered[:1]:
       e.frame.note(e.path, path, key, is_param)
 
@@ -291,7 +297,7 @@ def _run(entered: list[_Entered], rng: Any, body: Callable[[], Any]) -> Any:
       for e in entered:
         e.frame.check_place(path)
 
-  out, params, state, first = _haiku.run_init(
+  out, params, state, first = _haiku_run.run_init(
     params, state, rng, body, note, check
   )
   for e in entered:
@@ -314,7 +320,7 @@ def _visit(run: Run, owner: _Entered, body: Callable[[], Any]) -> Any:
   _thread.entered.append([])
   try:
     # Haiku calls methods in a frame only; here it is an empty one.
-    return _haiku.run_apply({}, {}, None, body)[0]
+    return _haiku_run.run_apply({}, {}, None, body)[0]
   finally:
     _thread.entered.pop()
     del _thread.stores[run]
@@ -337,12 +343,15 @@ class _Entered:
     self.initializing = root.initializing
     self._rest: Any = root.run.resting
     self.mutable = root.mutable
-    params, state, names = _haiku.spread(
+    params, state, names = _bundles.spread(
       self._rest.tree, self.path, self._is_mutable
     )
     self.frame = InRun(
       names, (params, state), not self._is_mutable('params'), tracers.Trace()
     )
+
+    if root.in_haiku and root.initializing:
+      self.frame.first = {}
 
   def _is_mutable(self, col: str) -> bool:
     return in_filter(self.mutable, col)
@@ -351,22 +360,24 @@ class _Entered:
     """Returns the variables for a thread that has not got the frame."""
     return OutOfReach(self.frame)
 
-  def leave(self, params: _haiku.Bundles, state: _haiku.Bundles) -> AtRest:
+  def leave(self, params: _bundles.Bundles, state: _bundles.Bundles) -> AtRest:
     """Returns the variables at rest after the run."""
     frame = self.frame
+    if frame.first is not None:
+      frame.take_first_of_ours(state)
     frame.remove_dropped(params)
     frame.remove_dropped(state)
     changed: dict[str, Any] = {}
     if not frame.has_fixed_params and params:
-      changed = _haiku.from_haiku(params, {}, self.path)
-    if not self._is_mutable(_haiku.HAIKU_COLLECTION):
+      changed = _bundles.from_haiku(params, {}, self.path)
+    if not self._is_mutable(_names.HAIKU_COLLECTION):
       frame.check_unchanged(state)
-    _haiku.gather_state(changed, state, self.path, self._is_mutable)
+    _bundles.gather_state(changed, state, self.path, self._is_mutable)
     frame.complete(changed, self._is_mutable)
     return AtRest({**self._rest.tree, **changed}, frame.touched())
 
 
-def _merged(bundles: Sequence[_haiku.Bundles]) -> _haiku.Bundles:
+def _merged(bundles: Sequence[_bundles.Bundles]) -> _bundles.Bundles:
   """Returns the bundles of several runs as one."""
   first, *rest = bundles
   for more in rest:
@@ -385,7 +396,7 @@ def _rng_of(root: Root) -> jax.Array:
   """
   streams = root.streams
   name = 'params' if 'params' in streams else min(streams)
-  rng = _haiku.haiku_rng(streams[name].as_jax_rng())
+  rng = _haiku_run.haiku_rng(streams[name].as_jax_rng())
   count = root.counts.get(_HAIKU_RUNS, 0)
   return jax.random.fold_in(rng, count) if count else rng
 
@@ -411,7 +422,7 @@ def rules_at(path: str) -> tuple[CollectionFilter, bool] | None:
     somebody's `hk.transform`.
   """
   for e in _thread.entered[-1] if _thread.entered else ():
-    if _haiku.is_below(path, e.path):
+    if _names.is_below(path, e.path):
       return e.mutable, e.initializing
   return None
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from haiku_state.core import _haiku
+from haiku_state.core import _haiku_run
 from haiku_state.core._fingerprint import Unknown, fingerprint
 
 
@@ -53,7 +53,7 @@ def trace(init_fn: Callable[..., Any], args: Any, kwargs: Any) -> Expected:
   def make():
     key = jax.random.key(0)
     # It may draw from Haiku's keys, which must not get into this trace.
-    return _haiku.apart(key, lambda: init_fn(key, *args, **kwargs))
+    return _haiku_run.apart(key, lambda: init_fn(key, *args, **kwargs))
 
   value = jax.eval_shape(make)
   if isinstance(value, jax.ShapeDtypeStruct):

@@ -18,8 +18,8 @@ import jax
 
 from haiku_state import errors
 from haiku_state.configurations import config as config
-from haiku_state.core import _haiku, _haiku_words, keys, meta, tracers
-from haiku_state.core._initial import initial_value
+from haiku_state.core import _bundles, _haiku_words, _names, keys, meta, tracers
+from haiku_state.core._initial import UNUSED_KEY, initial_value, uses_key
 from haiku_state.core._initializers import FromHaiku, as_linen, call_keyless
 from haiku_state.core._jax_around import Leaks
 from haiku_state.core._place import Place
@@ -64,8 +64,40 @@ no_flag = _Sentinel()
 
 ORDINARY_FLAGS: Mapping[str, Any] = FrozenDict()
 
-# The flag of a run of somebody's `hk.transform`, also in what is lifted there.
+# The flag of a run of somebody's `hk.transform`, also in what is lifted there: its
+# value is `Sown`.
 IN_HAIKU = 'in_haiku'
+
+
+class Sown:
+  """What a module and those below it have sown in a run of `hk.transform`.
+
+  Haiku passes state on from run to run. What is sown tells of one run; joined
+  with what the run before has sown, it would grow, and a compiled step would be
+  traced again each time.
+
+  Attributes:
+    seen: the places, collections and names.
+  """
+
+  __slots__ = ('seen',)
+
+  def __init__(self) -> None:
+    self.seen: set[tuple[str, str, str]] = set()
+
+  def is_first(self, place: str, col: str, name: str) -> bool:
+    """Returns whether nothing was sown there yet, and notes that now it is."""
+    before = len(self.seen)
+    self.seen.add((place, col, name))
+    return len(self.seen) > before
+
+  # As a static argument it says in what kind of run it is, and no more.
+  def __eq__(self, other: Any) -> bool:
+    return type(other) is Sown
+
+  def __hash__(self) -> int:
+    return hash(Sown)
+
 
 # Under Flax's name: libraries whose keys are objects of their own wrap it.
 _is_valid_rng = keys.is_valid_rng
@@ -254,9 +286,13 @@ class Scope:
   def _as_root(self) -> Root:
     """Returns what a run needs to know of the root."""
     root = self._root or self
-    initializing = root.flags.get('initializing', False)
     return Root(
-      root._run, root.mutable, root._streams, root.rng_counters, initializing
+      run=root._run,
+      mutable=root.mutable,
+      streams=root._streams,
+      counts=root.rng_counters,
+      initializing=root.flags.get('initializing', False),
+      in_haiku=IN_HAIKU in root.flags,
     )
 
   def execute(self, body: Callable[[], T]) -> T:
@@ -466,6 +502,12 @@ class Scope:
     if isinstance(init_fn, FromHaiku) and self._run.is_in_haiku:
       # It draws its own key, as in a module of Haiku's.
       return call_keyless(init_fn.initializer, *args, **kwargs)
+    if (
+      IN_HAIKU in self.flags
+      and 'params' not in self._streams
+      and not uses_key(init_fn, args, kwargs)
+    ):
+      return init_fn(UNUSED_KEY, *args, **kwargs)
     rng, suffix = self._next_rng('params')
     is_recorded = self._run.is_recorded
     return initial_value(init_fn, rng, suffix, args, kwargs, is_recorded)
@@ -527,6 +569,11 @@ class Scope:
     """Returns whether the variable is there."""
     return self._run.store.has(self.place, col, name)
 
+  def _sows_anew(self, col: str, name: str) -> bool:
+    """Returns whether what is sown now replaces what a run before has sown."""
+    sown = self.flags.get(IN_HAIKU)
+    return sown is not None and sown.is_first(self.haiku_path, col, name)
+
   def put_variable(self, col: str, name: str, value: Any) -> None:
     """Sets the value of a variable.
 
@@ -551,8 +598,8 @@ class Scope:
 
     What lies outside of the root goes there.
     """
-    if self.parent is not None and any(map(_haiku.is_outside, tree)):
-      outside = {n: x for n, x in tree.items() if _haiku.is_outside(n)}
+    if self.parent is not None and any(map(_names.is_outside, tree)):
+      outside = {n: x for n, x in tree.items() if _names.is_outside(n)}
       self.root._merge(col, outside, only)
       tree = {n: x for n, x in tree.items() if n not in outside}
       if not tree:
@@ -619,7 +666,7 @@ class Scope:
       ScopeVariableNotFoundError: it is not.
     """
     if self._must_be_given:
-      key = _haiku.state_key(col, name)
+      key = _names.state_key(col, name)
       raise _haiku_words.missing_state(self.haiku_path, key)
     if can and in_filter(self.mutable, col):
       return
@@ -726,7 +773,7 @@ def _unfreeze_variables(
   variables: Mapping[str, Any], mutable: CollectionFilter
 ) -> dict[str, Any]:
   """Returns collections by name, those that are mutable as dicts of our own."""
-  own = {col: _haiku.with_own_levels(x) for col, x in variables.items()}
+  own = {col: _bundles.with_own_levels(x) for col, x in variables.items()}
   for col in own:
     if in_filter(mutable, col):
       own[col] = unfreeze(own[col])
@@ -749,7 +796,7 @@ def _execute_once(scopes: Sequence[Scope], body: Callable[[], T]) -> T:
 
 
 def _check_variables(variables: Any) -> None:
-  if not _haiku.is_level(variables):
+  if not _bundles.is_level(variables):
     # Flax does not look: Python raises this for `in`, or else for `.items`.
     is_container = hasattr(variables, '__contains__')
     raise (AttributeError if is_container else TypeError)(
@@ -757,7 +804,7 @@ def _check_variables(variables: Any) -> None:
       f' {errors.ApplyScopeInvalidVariablesTypeError()}'
     )
   for col, tree in variables.items():
-    if not isinstance(col, str) or not _haiku.is_level(tree):
+    if not isinstance(col, str) or not _bundles.is_level(tree):
       raise errors.ApplyScopeInvalidVariablesTypeError()
     if not all(isinstance(name, str) for name in tree):
       raise errors.ApplyScopeInvalidVariablesTypeError()
@@ -789,7 +836,7 @@ def apply(
     streams = _as_streams(rngs)
     _check_variables(variables)
     params = variables.get('params')
-    if _haiku.is_level(params) and 'params' in params:
+    if _bundles.is_level(params) and 'params' in params:
       raise errors.ApplyScopeInvalidVariablesStructureError(variables)
     scope = Scope(variables, rngs=streams, mutable=mutable, flags=flags)
     scope._run.haiku_root = haiku_root

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from haiku_state.core._haiku import LAYER_KEYS
+from haiku_state.core._names import LAYER_KEYS
 from haiku_state.core.frozen_dict import FrozenDict
 
 

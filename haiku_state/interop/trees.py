@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from haiku_state.core import _haiku
+from haiku_state.core import _bundles, _names
 from haiku_state.core.frozen_dict import FrozenDict
 from haiku_state.interop._checks import check_bundles, check_variables
 
@@ -53,9 +53,9 @@ def to_haiku(
   """
   check_variables(variables, 'to_haiku')
   if root is not None:
-    params, state = _haiku.to_haiku(variables, root)
+    params, state = _bundles.to_haiku(variables, root)
     return _without_empty(params, root), state
-  params, state = _haiku.to_haiku(variables, _NO_ROOT)
+  params, state = _bundles.to_haiku(variables, _NO_ROOT)
   return (
     _without_empty(_without_root(params), _TOP),
     _without_root(state),
@@ -75,9 +75,9 @@ def _without_empty(bundles: Bundles, root: str) -> Bundles:
 def _without_root(bundles: Bundles) -> Bundles:
   out: Bundles = {}
   for path, bundle in bundles.items():
-    if not _haiku.is_below(path, _NO_ROOT):
+    if not _names.is_below(path, _NO_ROOT):
       raise ValueError(
-        f'The name "{_haiku.OUTSIDE}{path}" is that of a Haiku module outside of the root.'
+        f'The name "{_names.OUTSIDE}{path}" is that of a Haiku module outside of the root.'
         ' Pass the name of the root as `root=`.'
       )
     name = path[len(_NO_ROOT) + 1 :]
@@ -122,8 +122,8 @@ def from_haiku(
   check_bundles(params, state, 'from_haiku')
   state = state or {}
   if root is not None:
-    return _haiku.from_haiku(params, state, root)
-  return _haiku.from_haiku(_with_root(params), _with_root(state), _NO_ROOT)
+    return _bundles.from_haiku(params, state, root)
+  return _bundles.from_haiku(_with_root(params), _with_root(state), _NO_ROOT)
 
 
 def _with_root(bundles: Mapping[str, Any]) -> dict[str, Any]:

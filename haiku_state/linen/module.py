@@ -529,12 +529,12 @@ class Module(ModuleBase, HaikuModule, metaclass=ModuleMeta):  # type: ignore
     scope = _bound_scope(self, "Can't store variables on unbound modules")
     if not scope.is_mutable_collection(col):
       return False
-    if scope.has_variable(col, name):
-      xs = scope.get_variable(col, name)
-    else:
+    is_there = scope.has_variable(col, name)
+    if not is_there:
       scope.reserve(name, col)
       self._state.children[name] = col
-      xs = init_fn()
+    is_first = scope._sows_anew(col, name) or not is_there
+    xs = init_fn() if is_first else scope.get_variable(col, name)
     scope.put_variable(col, name, reduce_fn(xs, value))
     return True
 

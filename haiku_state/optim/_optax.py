@@ -21,11 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from haiku_state.optim._definition import (
-  OptimizerDef,
-  OptimizerState,
-  flatten_like,
-)
+from haiku_state.optim._trees import flatten_like
+from haiku_state.optim.base import OptimizerDef, OptimizerState
 
 
 class OptaxOptimizerDef(OptimizerDef):

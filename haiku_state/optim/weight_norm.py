@@ -7,11 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from haiku_state import struct
-from haiku_state.optim._definition import (
-  OptimizerDef,
-  OptimizerState,
-  flatten_like,
-)
+from haiku_state.optim._trees import flatten_like
+from haiku_state.optim.base import OptimizerDef, OptimizerState
 
 __all__ = ['WeightNorm']
 

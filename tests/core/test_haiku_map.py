@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from haiku_state.core import FrozenDict, _haiku
+from haiku_state.core import FrozenDict, _bundles, _names
 
 quick = settings(
   max_examples=100,
@@ -120,7 +120,7 @@ roots = st.sampled_from(['root', 'mlp', 'a', '_0x_', '~', 'root/inner'])
 @given(variables, roots)
 def test_variables_come_back(v, root):
   try:
-    params, state = _haiku.to_haiku(v, root)
+    params, state = _bundles.to_haiku(v, root)
   except ValueError as e:
     # The one kind that Haiku's two levels cannot hold is refused.
     assert 'would be read back as the collection' in str(e)
@@ -132,7 +132,7 @@ def test_variables_come_back(v, root):
         assert isinstance(key, str)
         # Two levels: what lies below is a leaf, or an empty dict in its place.
         assert not (isinstance(value, dict) and value)
-  assert _haiku.from_haiku(params, state, root) == v
+  assert _bundles.from_haiku(params, state, root) == v
 
 
 @quick
@@ -140,16 +140,16 @@ def test_variables_come_back(v, root):
 def test_frozen_variables_come_back_as_plain_dicts(v, root):
   frozen = {col: FrozenDict(tree) for col, tree in v.items()}
   try:
-    plain = _haiku.to_haiku(v, root)
+    plain = _bundles.to_haiku(v, root)
   except ValueError as e:
     # The one kind that Haiku's two levels cannot hold: it is refused alike.
     assert 'would be read back as the collection' in str(e)
     with pytest.raises(ValueError, match='would be read back'):
-      _haiku.to_haiku(frozen, root)
+      _bundles.to_haiku(frozen, root)
     return
-  params, state = _haiku.to_haiku(frozen, root)
+  params, state = _bundles.to_haiku(frozen, root)
   assert (params, state) == plain
-  assert _haiku.from_haiku(params, state, root) == v
+  assert _bundles.from_haiku(params, state, root) == v
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_frozen_variables_come_back_as_plain_dicts(v, root):
   ids=repr,
 )
 def test_examples_come_back(v):
-  assert _haiku.from_haiku(*_haiku.to_haiku(v, 'root'), 'root') == v
+  assert _bundles.from_haiku(*_bundles.to_haiku(v, 'root'), 'root') == v
 
 
 def test_the_map_is_the_documented_one():
@@ -188,7 +188,7 @@ def test_the_map_is_the_documented_one():
     'state': {'linear': {'counter': 4}},
     'cache': {'attend': {'index': {'now': 5}}},
   }
-  assert _haiku.to_haiku(v, 'net') == (
+  assert _bundles.to_haiku(v, 'net') == (
     {'net': {'scale': 2}, 'net/Dense_0': {'kernel': 1}},
     {
       'net/BatchNorm_0': {'batch_stats:mean': 3},
@@ -241,11 +241,11 @@ def test_haiku_s_dictionaries_come_back(dictionaries):
   params, state = dictionaries
   if _is_ambiguous(params) or _is_ambiguous(state):
     with pytest.raises(ValueError, match='of a value and of a module'):
-      _haiku.from_haiku(params, state, 'net')
+      _bundles.from_haiku(params, state, 'net')
     return
-  v = _haiku.from_haiku(params, state, 'net')
+  v = _bundles.from_haiku(params, state, 'net')
   assert set(v) <= {'params', 'state'}
-  back, back_state = _haiku.to_haiku(v, 'net')
+  back, back_state = _bundles.to_haiku(v, 'net')
   back = {path: bundle for path, bundle in back.items() if bundle}
   assert (back, back_state) == (params, state)
 
@@ -254,9 +254,9 @@ def test_haiku_s_dictionaries_come_back(dictionaries):
 @given(st.dictionaries(keys, st.integers(), min_size=1), paths)
 def test_a_module_outside_of_the_root_comes_back(bundle, path):
   outside = '/'.join(['elsewhere', *path])
-  v = _haiku.from_haiku({outside: bundle}, {}, 'net')
+  v = _bundles.from_haiku({outside: bundle}, {}, 'net')
   assert v == {'params': {'haiku:/' + outside: bundle}}
-  params, state = _haiku.to_haiku(v, 'net')
+  params, state = _bundles.to_haiku(v, 'net')
   assert {p: b for p, b in params.items() if b} == {outside: bundle}
   assert state == {}
 
@@ -273,12 +273,12 @@ hostile = st.dictionaries(
 @given(hostile, hostile, roots)
 def test_every_dictionary_comes_back_or_is_refused(params, state, root):
   try:
-    v = _haiku.from_haiku(params, state, root)
+    v = _bundles.from_haiku(params, state, root)
   except ValueError as e:
     assert 'is the name of a value and of a module' in str(e)
     assert _is_ambiguous_here(params, state, root)
     return
-  back, back_state = _haiku.to_haiku(v, root)
+  back, back_state = _bundles.to_haiku(v, root)
   assert {path: bundle for path, bundle in back.items() if bundle} == params
   assert back_state == state
 
@@ -286,7 +286,7 @@ def test_every_dictionary_comes_back_or_is_refused(params, state, root):
 def _is_ambiguous_here(params, state, root):
   """Returns whether a leaf has the place of another, or of a level."""
   places = [
-    _haiku.place_of(root, path, key, is_param)
+    _bundles.place_of(root, path, key, is_param)
     for bundles, is_param in ((params, True), (state, False))
     for path, bundle in bundles.items()
     for key in bundle
@@ -302,7 +302,7 @@ def _is_ambiguous_here(params, state, root):
 @pytest.mark.parametrize('name', ['haiku:x:', 'haiku:_0x_:'])
 def test_what_would_be_read_as_an_empty_collection_is_refused(name):
   with pytest.raises(ValueError, match=name):
-    _haiku.to_haiku({'state': {name: {}}}, 'root')
+    _bundles.to_haiku({'state': {name: {}}}, 'root')
 
 
 # --- Names -------------------------------------------------------------------
@@ -311,12 +311,12 @@ def test_what_would_be_read_as_an_empty_collection_is_refused(name):
 @quick
 @given(names)
 def test_names_come_back(name):
-  assert _haiku.unescape_module(_haiku.escape_module(name)) == name
-  assert _haiku.unescape_key(_haiku.escape_key(name)) == name
+  assert _names.unescape_module(_names.escape_module(name)) == name
+  assert _names.unescape_key(_names.escape_key(name)) == name
   for col in ('c', 'params'):
-    key = _haiku.state_key(col, name)
-    assert _haiku.place_of('root', 'root', key, False) == (col, (), name)
-  assert _haiku.split_state_key(_haiku.state_key('state', name)) == (
+    key = _names.state_key(col, name)
+    assert _bundles.place_of('root', 'root', key, False) == (col, (), name)
+  assert _names.split_state_key(_names.state_key('state', name)) == (
     'state',
     name,
   )
@@ -326,38 +326,38 @@ def test_names_come_back(name):
 @given(names)
 def test_names_of_haiku_come_back(text):
   component = text.replace('/', '')
-  name = _haiku.unescape_module(component)
-  assert _haiku.escape_module(name) == component
-  assert _haiku.escape_key(_haiku.unescape_key(text)) == text
-  assert _haiku.state_key(*_haiku.split_state_key(text)) == text
+  name = _names.unescape_module(component)
+  assert _names.escape_module(name) == component
+  assert _names.escape_key(_names.unescape_key(text)) == text
+  assert _names.state_key(*_names.split_state_key(text)) == text
 
 
 @quick
 @given(st.lists(names, min_size=2, max_size=2, unique=True))
 def test_different_names_stay_different(pair):
   a, b = pair
-  assert _haiku.escape_module(a) != _haiku.escape_module(b)
-  assert _haiku.escape_key(a) != _haiku.escape_key(b)
-  assert _haiku.state_key(a, 'x') != _haiku.state_key(b, 'x')
-  assert _haiku.state_key('x', a) != _haiku.state_key('x', b)
+  assert _names.escape_module(a) != _names.escape_module(b)
+  assert _names.escape_key(a) != _names.escape_key(b)
+  assert _names.state_key(a, 'x') != _names.state_key(b, 'x')
+  assert _names.state_key('x', a) != _names.state_key('x', b)
 
 
 @quick
 @given(names, names, names, names)
 def test_collection_and_name_are_told_apart(col, name, col2, name2):
   same = (col, name) == (col2, name2)
-  assert (_haiku.state_key(col, name) == _haiku.state_key(col2, name2)) is same
+  assert (_names.state_key(col, name) == _names.state_key(col2, name2)) is same
 
 
 def _is_own(name):
   """Returns whether a name is not marked as one that Haiku would not make."""
-  return not name.startswith(_haiku.RAW)
+  return not name.startswith(_names.RAW)
 
 
 @quick
 @given(st.lists(names.filter(_is_own), min_size=1, max_size=3))
 def test_haiku_accepts_every_escaped_name(path):
-  whole = '/'.join(['net', *map(_haiku.escape_module, path)])
+  whole = '/'.join(['net', *map(_names.escape_module, path)])
 
   class Net(hk.Module):
     def __init__(self):
@@ -368,7 +368,7 @@ def test_haiku_accepts_every_escaped_name(path):
 
   params = hk.transform(lambda: Net()()).init(None)
   assert set(params) == {whole}
-  assert _haiku.from_haiku(params, {}, 'net') == {
+  assert _bundles.from_haiku(params, {}, 'net') == {
     'params': _nested(path, {'w': 0.0})
   }
 
@@ -383,19 +383,19 @@ def _nested(path, leaf):
   'name', [n for n in AWKWARD if _is_own(n) and n != 'params'], ids=repr
 )
 def test_haiku_accepts_awkward_names(name):
-  escaped = _haiku.escape_module(name)
+  escaped = _names.escape_module(name)
 
   def f():
     with hk.name_scope(hk.force_name(f'net/{escaped}')):
-      return hk.get_state(_haiku.state_key(name, name), (), init=jnp.ones)
+      return hk.get_state(_names.state_key(name, name), (), init=jnp.ones)
 
   _, state = hk.transform_with_state(f).init(None)
   ((path, _),) = state.items()
   assert path == f'net/{escaped}'
-  assert _haiku.from_haiku({}, state, 'net') == {name: {name: {name: 1.0}}}
+  assert _bundles.from_haiku({}, state, 'net') == {name: {name: {name: 1.0}}}
 
 
 @pytest.mark.parametrize('key', [object(), None, float('nan'), jnp.int32])
 def test_keys_that_no_text_stands_for_are_refused(key):
   with pytest.raises(TypeError, match=f'of type {type(key).__name__}.*strings'):
-    _haiku.to_haiku({'cache': {'x': {key: 1}}}, 'root')
+    _bundles.to_haiku({'cache': {'x': {key: 1}}}, 'root')

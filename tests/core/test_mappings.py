@@ -143,7 +143,7 @@ def test_empty_levels(kind):
 
 def test_levels_of_ours_are_not_copied():
   tree = {'a': {'b': X}, 'c': core.FrozenDict({'d': X})}
-  own = core._haiku.with_own_levels
+  own = core._bundles.with_own_levels
   assert own(tree) is tree
   frozen = core.FrozenDict(tree)
   assert own(frozen) is frozen

@@ -21,7 +21,7 @@ from test_layers import ROWS, forward
 
 import haiku_state.linen as nn
 from haiku_state import serialization
-from haiku_state.core import _haiku
+from haiku_state.core import _bundles
 
 ALL_ROWS = [*ROWS, *layers_table_b.UNUSED]
 
@@ -61,9 +61,9 @@ def native(row, around=call):
   key = jax.random.key(0) if row.rngs else None
 
   def run(variables, *args):
-    params, state = _haiku.to_haiku(variables, 'layer')
+    params, state = _bundles.to_haiku(variables, 'layer')
     y, state = f.apply(params, state, key, *args)
-    updates = _haiku.from_haiku({}, state, 'layer')
+    updates = _bundles.from_haiku({}, state, 'layer')
     return y, {col: updates[col] for col in row.updates}
 
   return run
@@ -84,8 +84,8 @@ def test_variables_become_bytes_and_come_back(row):
 @over_rows
 def test_variables_are_those_that_haiku_makes_and_come_back(row):
   _, variables = with_variables(row)
-  moved = _haiku.to_haiku(as_dict(variables), 'layer')
-  assert_same_leaves(_haiku.from_haiku(*moved, 'layer'), variables)
+  moved = _bundles.to_haiku(as_dict(variables), 'layer')
+  assert_same_leaves(_bundles.from_haiku(*moved, 'layer'), variables)
   made = jax.eval_shape(in_haiku(row).init, jax.random.key(0), *row.args())
   for got, want in zip(made, moved):
     assert shapes(got) == shapes({k: x for k, x in want.items() if x})

@@ -39,20 +39,14 @@ def vjp(
 ) -> Any:
   """Returns an output, and a function from cotangents of it to gradients.
 
+  The arguments are those of `haiku_state.linen.vjp`, but for:
+
   Args:
     fn: takes the scopes, then the arguments.
     scope: a pytree of scopes.
-    *primals: the arguments.
-    has_aux: whether `fn` returns an output and something else.
-    reduce_axes: deprecated in JAX: it must be empty.
-    vjp_variables: the collections to differentiate with respect to.
-    variables: the other collections that go in, and may be changed.
-    rngs: the key streams that go in.
 
   Returns:
-    The output of `fn`, the function, and what else `fn` returns if `has_aux`.
-    The function returns the gradients of the variables, in the structure of
-    `scope`, then those of the arguments.
+    The gradients of the variables are in the structure of `scope`.
   """
   _refuse_reduce_axes(reduce_axes, 'vjp')
   fn = _with_aux(fn, has_aux)
@@ -95,18 +89,11 @@ def value_and_grad(
 ) -> Any:
   """Returns an output and its gradients with respect to all arguments.
 
+  The arguments are those of `haiku_state.linen.value_and_grad`, but for:
+
   Args:
     fn: takes the scopes, then the arguments.
     scope: a pytree of scopes.
-    *primals: the arguments.
-    has_aux: whether `fn` returns an output and something else.
-    reduce_axes: deprecated in JAX: it must be empty.
-    variables: the collections that go in, and may be changed.
-    rngs: the key streams that go in.
-
-  Returns:
-    The output of `fn`, what else it returns if `has_aux`, and a tuple of
-    gradients.
   """
   _refuse_reduce_axes(reduce_axes, 'value_and_grad')
   fn = _with_aux(fn, has_aux)
@@ -136,14 +123,12 @@ def jvp(
 ) -> tuple[Any, Any]:
   """Returns an output and its tangent.
 
+  The arguments are those of `haiku_state.linen.jvp`, but for:
+
   Args:
     fn: takes the scopes, then the arguments.
     scope: a pytree of scopes.
-    primals: the arguments.
-    tangents: the tangents of the arguments.
     variable_tangents: for each scope, tangents of collections by name.
-    variables: the other collections that go in, and may be changed.
-    rngs: the key streams that go in.
   """
   treedef = jax.tree.structure(scope)
   # To JAX a collection with nothing in it is not the same as none.
@@ -177,15 +162,12 @@ def custom_vjp(
 ) -> Callable[..., Any]:
   """Gives a function of scopes its own rule for gradients.
 
+  The arguments are those of `haiku_state.linen.custom_vjp`, but for:
+
   Args:
     fn: takes the scopes, then the arguments.
-    forward_fn: like `fn`; returns the output and what `backward_fn` needs.
-    backward_fn: takes the arguments at `nondiff_argnums`, what `forward_fn`
-      kept, and the cotangents of the output; returns the gradients of the
-      variables, in the structure of the scopes, and those of the arguments. It
-      gets no scope: nothing could flow out of it.
-    grad_vars: the collections to differentiate with respect to.
-    nondiff_argnums: positions of arguments that are not differentiated.
+    backward_fn: returns the gradients of the variables in the structure of the
+      scopes, and gets no scope.
   """
 
   def inner(packed: Pack, *args):
@@ -226,15 +208,12 @@ def checkpoint(
 ) -> Callable[..., Any]:
   """Computes a function again for its gradient, instead of keeping values.
 
+  The arguments are those of `haiku_state.linen.checkpoint`, but for:
+
   Args:
     fn: takes the scopes, then the arguments.
-    variables: the collections that go in, and may be changed.
-    rngs: the key streams that go in.
-    concrete: deprecated in JAX: it must be False.
-    prevent_cse: see `jax.checkpoint`.
     static_argnums: positions of arguments, after the scopes, that are not
       traced.
-    policy: what to save: see `jax.checkpoint`.
   """
   if concrete:
     raise NotImplementedError(

@@ -12,8 +12,8 @@ from typing import Any, Generic, TypeVar
 import jax
 
 from haiku_state import traverse_util
-from haiku_state.core._haiku import OUTSIDE, is_below, is_outside
 from haiku_state.core._lift.packing import Pack, lifted
+from haiku_state.core._names import OUTSIDE, is_below, is_outside
 from haiku_state.core.filters import (
   CollectionFilter,
   DenyList,
@@ -241,17 +241,13 @@ def jit(
 ) -> Callable[..., Any]:
   """Compiles a function of scopes.
 
+  The arguments are those of `haiku_state.linen.jit`, but for:
+
   Args:
     fn: takes the scopes, a hashable that says all that is static about them,
       then the arguments.
-    variables: the collections that go in, and may be changed.
-    rngs: the key streams that go in.
     static_argnums: positions of arguments that are not traced, where the scopes
       are at 0.
-    static_argnames: names of arguments that are not traced.
-    donate_argnums: positions of arguments whose memory may be used again.
-    device: where to run: see `jax.jit`.
-    backend: where to run: see `jax.jit`.
   """
   # The pure function takes fingerprint, variables and keys before arguments,
   # the caller counts the scopes as one.
@@ -283,9 +279,9 @@ def fold_rngs(
 ) -> Callable[..., Any]:
   """Derives keys as `jit` does, and does nothing else.
 
+  The arguments are those of `haiku_state.linen.fold_rngs`, but for:
+
   Args:
     fn: see `jit`.
-    variables: the collections that go in, and may be changed.
-    rngs: the key streams that go in.
   """
   return _cached(fn, lambda pure: pure, variables, rngs, 'fold_rngs')

@@ -36,15 +36,12 @@ def map_variables(
 ) -> Callable[..., Any]:
   """Shows a function of scopes other variables than there are.
 
+  The arguments are those of `haiku_state.linen.map_variables`, but for:
+
   Args:
     fn: takes the scopes, then the arguments.
-    mapped_collections: the collections that it sees changed.
-    map_in_fn: from the variables to those that `fn` sees.
-    map_out_fn: from those that `fn` has made or changed to the variables.
-    init: whether `fn` makes variables, which go out and in again.
-    mutable: whether `fn` may change the mapped collections.
-    rngs: the key streams that go in.
-    variables: the other collections that go in.
+    map_in_fn: there `trans_in_fn`.
+    map_out_fn: there `trans_out_fn`.
   """
   comes_out = mutable or init
   rest = subtract_filters(variables, mapped_collections)

@@ -27,17 +27,12 @@ def while_loop(
 ) -> C:
   """Calls a function of scopes while a condition holds.
 
+  The arguments are those of `haiku_state.linen.while_loop`, but for:
+
   Args:
-    cond_fn: takes the scopes and the carry; returns whether to go on. It may
-      change nothing.
-    body_fn: takes the scopes and the carry; returns the next carry.
+    cond_fn: takes the scopes and the carry.
+    body_fn: takes the scopes and the carry.
     scope: a pytree of scopes.
-    init: the first carry.
-    carry_variables: collections that go from step to step. They may change, but
-      no variable may appear.
-    broadcast_variables: collections that are the same in all steps.
-    split_rngs: for each group of key streams, whether each step gets its own
-      keys. Streams that are in no group do not exist inside.
   """
   rng_groups, splits = unzip(split_rngs.items())
 
@@ -89,15 +84,12 @@ def cond(
 ) -> C:
   """Calls one of two functions of scopes, by a condition.
 
+  The arguments are those of `haiku_state.linen.cond`, but for:
+
   Args:
-    pred: the condition.
-    true_fun: called if it holds.
-    false_fun: called if it does not. Both return the same type, and make the
-      same variables.
+    true_fun: takes the scopes, then the operands.
+    false_fun: takes the same.
     scope: a pytree of scopes.
-    *operands: arguments of both.
-    variables: the collections that go in, and may be changed.
-    rngs: the key streams that go in.
   """
 
   def inner(packed: Pack):
@@ -118,14 +110,11 @@ def switch(
 ) -> C:
   """Calls one of several functions of scopes, by its number.
 
+  The arguments are those of `haiku_state.linen.switch`, but for:
+
   Args:
-    index: which one; clamped to the number of branches.
-    branches: the functions. All return the same type, and make the same
-      variables.
+    branches: functions that take the scopes, then the operands.
     scope: a pytree of scopes.
-    *operands: arguments of the functions.
-    variables: the collections that go in, and may be changed.
-    rngs: the key streams that go in.
   """
 
   def inner(packed: Pack):

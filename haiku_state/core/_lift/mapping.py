@@ -65,21 +65,10 @@ def vmap(
 ) -> Callable[..., Any]:
   """Maps a function of scopes over an axis, as `jax.vmap` does.
 
+  The arguments are those of `haiku_state.linen.vmap`, but for:
+
   Args:
     fn: takes the scopes, then the arguments.
-    variable_axes: the axis of each group of collections, None for one that is
-      the same for all. Collections that are in no group do not exist inside.
-    split_rngs: for each group of key streams, whether each element gets its own
-      keys. Streams that are in no group do not exist inside.
-    in_axes: the axes of the arguments.
-    out_axes: the axes of the outputs.
-    axis_size: the size of the axis, where nothing else shows it.
-    axis_name: the name of the axis for collective operations.
-    spmd_axis_name: the mesh axis that it is sharded over.
-    metadata_params: what boxes are told of the axis.
-
-  Raises:
-    ValueError: the sizes of the axes disagree, or there are none.
   """
   in_of, out_of = split_axes(variable_axes)
   in_groups, variable_in_axes = unzip(in_of.items())
@@ -183,32 +172,11 @@ def scan(
 ) -> Callable[..., Any]:
   """Loops a function of scopes over an axis, as `jax.lax.scan` does.
 
+  The arguments are those of `haiku_state.linen.scan`, but for:
+
   Args:
     fn: takes the scopes, the carry, then the arguments; returns a carry and an
       output.
-    variable_axes: the axis of each group of collections that has one slice for
-      each step.
-    variable_broadcast: collections that are the same in all steps.
-    variable_carry: collections that go from step to step.
-    split_rngs: for each group of key streams, whether each step gets its own
-      keys. Streams that are in no group do not exist inside.
-    in_axes: the axes of the arguments; `broadcast` for one that is the same in
-      all steps.
-    out_axes: the axes of the outputs; `broadcast` for one that is.
-    length: the number of steps, where nothing else shows it.
-    reverse: whether to go from the last step to the first.
-    unroll: how many steps to unroll into one.
-    _split_transpose: see `jax.lax.scan`.
-    data_transform: applied to the groups of variables and of keys in each step,
-      for sharding constraints.
-    metadata_params: what boxes are told of the axis.
-    check_constancy_invariants: whether to trace the function once more, to
-      check that what is broadcast does not depend on the step. Without it,
-      there is no broadcast output, and broadcast collections stay as they are.
-
-  Raises:
-    ValueError: the lengths disagree, or there are none; or what is broadcast
-      depends on the step.
   """
   in_of, out_of = split_axes(variable_axes)
   in_groups, variable_in_axes = unzip(in_of.items())
@@ -322,19 +290,10 @@ def remat_scan(
 ) -> Callable[..., Any]:
   """Loops a function in nested scans, all but the innermost rematerialised.
 
-  With d nested scans the memory grows as the d-th root of the number of steps.
+  The arguments are those of `haiku_state.linen.remat_scan`, but for:
 
   Args:
     body_fn: takes the scopes and the carry; returns a carry of the same type.
-    lengths: the lengths of the scans, from the outermost.
-    policy: what to save: see `jax.checkpoint`.
-    variable_broadcast: see `scan`.
-    variable_carry: see `scan`.
-    variable_axes: see `scan`.
-    split_rngs: see `scan`.
-
-  Raises:
-    IndexError: `lengths` is empty.
   """
   if not len(lengths):
     raise IndexError(

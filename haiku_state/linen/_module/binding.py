@@ -19,10 +19,10 @@ import haiku as hk
 
 from haiku_state import errors
 from haiku_state.configurations import config
-from haiku_state.core import _haiku
+from haiku_state.core import _frame, _haiku_run
 from haiku_state.core._run import Run, current_depth, rules_at
 from haiku_state.core.filters import DenyList
-from haiku_state.core.scope import IN_HAIKU, Scope
+from haiku_state.core.scope import IN_HAIKU, Scope, Sown
 from haiku_state.linen._module import submodules
 from haiku_state.linen._module.base import ModuleBase
 from haiku_state.linen._module.context import context
@@ -212,7 +212,7 @@ def _adopt(
 def _adopted(scope: Scope) -> Any:
   """Returns the copies of modules from outside, by the ids of the originals."""
   if scope._run.is_in_haiku:
-    return _haiku.notes_of_run()
+    return _haiku_run.notes_of_run()
   return scope._modules.adopted
 
 
@@ -309,7 +309,7 @@ def bind_in_haiku(module: ModuleBase) -> None:
 
   Where no run of Haiku's goes on it stays unbound.
   """
-  if module.scope is not None or _haiku.current_path() is None:
+  if module.scope is not None or _frame.current_path() is None:
     return
   owner = vars(module).get(_OWNER)
   if owner is not None:
@@ -323,7 +323,7 @@ def _inside(module: ModuleBase) -> ModuleBase:
   """Returns the copy, in this run of Haiku, of a module from outside."""
   if '_id' not in vars(module):
     raise errors.IncorrectPostInitOverrideError()
-  adopted = _haiku.notes_of_run()
+  adopted = _haiku_run.notes_of_run()
   copy = adopted.get(module._id)
   if copy is None:
     copy = module.clone(parent=detached)
@@ -361,7 +361,7 @@ def _scope_in_haiku(module: ModuleBase) -> Scope:
     initializing = hk.running_init()
     hidden = ['intermediates'] if initializing else ['params', 'intermediates']
     mutable = DenyList(hidden)
-    flags = {'initializing': initializing, IN_HAIKU: True}
+    flags = {'initializing': initializing, IN_HAIKU: Sown()}
   shown = path.split('/')  # In errors, the path as Haiku prints it.
   scope = Scope({}, mutable=mutable, debug_path=shown, flags=flags)
   scope._run = Run.in_haiku(path, vars(module)[_DEPTH])

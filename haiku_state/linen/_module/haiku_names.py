@@ -12,7 +12,7 @@ from typing import Any
 
 import haiku as hk
 
-from haiku_state.core import _haiku
+from haiku_state.core import _frame, _names
 from haiku_state.core.scope import ORDINARY_FLAGS
 from haiku_state.linen._module.base import ModuleBase
 from haiku_state.linen._module.context import context
@@ -25,14 +25,14 @@ def haiku_name(module: ModuleBase) -> str:
   """Returns the name of a module at the top, as Haiku would make it."""
   if module.name is not None:
     # At the top Flax takes any name: it is on no path.
-    return _haiku.escape_module(str(module.name))
+    return _names.escape_module(str(module.name))
   name = type(module).__name__
-  return _haiku.escape_module(_WORD_BEGINS.sub(r'_\1', name).lower())
+  return _names.escape_module(_WORD_BEGINS.sub(r'_\1', name).lower())
 
 
 def called_by_haiku() -> bool:
   """Returns whether the current Haiku module, or function, is not ours."""
-  path = _haiku.current_path()
+  path = _frame.current_path()
   if path is None:
     return False
   for caller in reversed(context.module_stack):

@@ -15,7 +15,7 @@ from typing import Any
 
 import haiku as hk
 
-from haiku_state.core import _haiku
+from haiku_state.core import _names
 from haiku_state.linen._module.base import ModuleBase
 from haiku_state.linen._module.context import context
 from haiku_state.linen._module.haiku_names import reserve_in_haiku
@@ -117,7 +117,7 @@ def _taken(module: ModuleBase) -> frozenset[str]:
   if method != '__call__':
     start += f'~{method}/'
   own = {
-    start + _haiku.escape_module(name)
+    start + _names.escape_module(name)
     for name, child in module._state.children.items()
     if not isinstance(child, str)
   }

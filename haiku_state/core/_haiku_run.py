@@ -1,0 +1,219 @@
+"""One run of Haiku's: a call of a function that Haiku has transformed.
+
+All values of a run live in Haiku's frame (`_frame.py`). What is put there at the
+start and taken at the end are bundles (`_bundles.py`).
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import haiku as hk
+import jax
+import jax.core
+import jax.numpy as jnp
+
+from haiku_state.core import _frame
+from haiku_state.core._bundles import Bundles
+
+# --- What lasts as long as a run ---------------------------------------------
+
+
+class _Noted(NamedTuple):
+  """What was noted in a run.
+
+  Attributes:
+    held: what Haiku holds until the run is over; None in a run of ours, which
+      takes its notes away itself.
+    initializing: whether it is a run of `init`.
+    notes: what was noted.
+  """
+
+  held: Any
+  initializing: bool
+  notes: dict[Any, Any]
+
+  def is_over(self) -> bool:
+    """Returns whether Haiku's run has ended."""
+    return self.held is not None and _references(self) == _ONE_REFERENCE
+
+
+def _references(noted: _Noted) -> int:
+  return sys.getrefcount(noted.held)
+
+
+_ONE_REFERENCE = _references(_Noted(object(), False, {}))
+
+
+class _Notes(threading.local):
+  """The runs of this thread that noted something, the innermost last."""
+
+  def __init__(self) -> None:
+    self.runs: list[_Noted] = []
+
+
+_notes = _Notes()
+
+
+def notes_of_run() -> dict[Any, Any]:
+  """Returns a dict that is the same one during one run, of Haiku's or of ours.
+
+  Haiku shows no identity of a run. It keeps what updates the state of a lifted
+  function until the run is over, to see whether that was used.
+
+  A run inside of another one, of the same kind, that asks first after that has,
+  gets the dict of the other. So does a run after one that failed, as long as its
+  traceback is kept.
+  """
+  runs = _notes.runs
+  while runs and runs[-1].is_over():
+    runs.pop()
+  initializing = hk.running_init()
+  if not runs or runs[-1].initializing != initializing:
+    _, updater = hk.lift_with_state(lambda: ({}, {}), name=_frame.LIFTED_NAME)
+    updater.ignore_update()
+    runs.append(_Noted(updater, initializing, {}))
+  return runs[-1].notes
+
+
+# --- One run -----------------------------------------------------------------
+
+
+def _call(body: Callable[[], Any]) -> Any:
+  """Calls what runs, with notes of its own."""
+  runs = _notes.runs
+  before = len(runs)
+  runs.append(_Noted(None, hk.running_init(), {}))
+  try:
+    return body()
+  finally:
+    del runs[before:]
+
+
+_RUN = hk.transform_with_state(_call)
+
+
+def run_apply(
+  params: Bundles, state: Bundles, rng: Any, body: Callable[[], Any]
+) -> tuple[Any, Bundles]:
+  """Runs `body` with frozen parameters; returns its output and the state."""
+  return _RUN.apply(params, state, rng, body)
+
+
+def run_init(
+  params: Bundles,
+  state: Bundles,
+  rng: Any,
+  body: Callable[[], Any],
+  note: Callable[[str, str, bool], None],
+  check: Callable[[str], None],
+) -> tuple[Any, Bundles, Bundles, Bundles]:
+  """Runs `body` where parameters may be added.
+
+  Haiku adds parameters only in `init`, which starts from nothing, returns the
+  first value of each state, and drops the output: so what is given is put in
+  at the start, and what came of it is taken at the end.
+
+  Args:
+    params: the parameters at the start.
+    state: the state at the start.
+    rng: the key of Haiku's own modules, or None.
+    body: the function, without arguments.
+    note: told of each value that is new, and of each state that is set: its
+      module, its key, whether it is a parameter.
+    check: told of each module, or name scope, of Haiku's own that asks for a
+      parameter.
+
+  Returns:
+    The output, the parameters, the state, and the first value of each state.
+  """
+  out: Any = None
+  last_state: Bundles = {}
+
+  def noting_creator(
+    next_creator: Any, shape, dtype, init, context: Any, is_param: bool
+  ):
+    path, key, _ = _noted(context)
+    note(path, key, is_param)
+    try:
+      return next_creator(shape, dtype, init)
+    finally:
+      _frame.release(next_creator)
+
+  def checking_getter(next_getter, value, context):
+    path, _, by_haiku = _noted(context)
+    if by_haiku:
+      check(path)
+    try:
+      return next_getter(value)
+    finally:
+      _frame.release(next_getter)
+
+  def noting_setter(next_setter, value, context):
+    path, key, _ = _noted(context)
+    note(path, key, False)
+    try:
+      return next_setter(value)
+    finally:
+      _frame.release(next_setter)
+
+  def whole() -> None:
+    nonlocal out, last_state
+    _frame.put_as_is(params, state)
+    of_param: Any = functools.partial(noting_creator, is_param=True)
+    of_state: Any = functools.partial(noting_creator, is_param=False)
+    with (
+      hk.custom_getter(checking_getter),
+      hk.custom_creator(of_param),
+      hk.custom_creator(of_state, params=False, state=True),
+      hk.custom_setter(noting_setter),
+    ):
+      out = body()
+    last_state = hk.get_current_state()
+
+  made, first_state = _RUN.init(rng, whole)
+  return out, made, last_state, first_state
+
+
+def _noted(context: Any) -> tuple[str, str, bool]:
+  """Returns the module, the key, which may have a `/`, and whose module it is."""
+  path = hk.current_name()
+  is_ours = type(getattr(context.module, 'module_name', None)) is not str
+  by_haiku = not is_ours and not _frame.is_here(path)
+  return path, context.full_name[len(path) + 1 :], by_haiku
+
+
+def apart(rng: Any, fn: Callable[[], Any]) -> Any:
+  """Calls a function where Haiku's keys are those of a key, and no others.
+
+  Args:
+    rng: the key.
+    fn: the function. What it makes of parameters and state is gone afterwards.
+
+  Returns:
+    What it returns.
+  """
+  out: list[Any] = []
+  _RUN.init(haiku_rng(rng), lambda: out.append(fn()))
+  return out[0]
+
+
+def haiku_rng(rng: jax.Array) -> jax.Array:
+  """Returns a key for Haiku's own modules; a typed key is cheap to check."""
+  if jnp.issubdtype(rng.dtype, jax.dtypes.prng_key):
+    return rng
+  if isinstance(rng, jax.core.Tracer):
+    return jax.random.wrap_key_data(rng)
+  # A key that is not traced must not get into the program that is.
+  with jax.ensure_compile_time_eval():
+    return jax.random.wrap_key_data(rng)
+
+
+def rng_was_used(rng: jax.Array) -> bool:
+  """Returns whether a run that began with this key has drawn from it."""
+  state = hk.maybe_get_rng_sequence_state()
+  return state is None or state[0] is not rng or bool(state[1])
