@@ -53,12 +53,13 @@ def arguments(doc, picture, steps):
   """Returns a parser that has `--steps` and `--picture`.
 
   Args:
-    doc: the docstring of the example, whose first line is its title.
+    doc: the docstring of the example, which begins with its title; empty in the
+      gallery.
     picture: where the picture goes, unless told otherwise.
     steps: how many steps of training there are, unless told otherwise.
   """
   parser = Parser(
-    description=next(line for line in doc.splitlines() if line),
+    description=doc.strip().partition('\n')[0],
     formatter_class=argparse.ArgumentDefaultsHelpFormatter,
   )
   parser.add_argument(

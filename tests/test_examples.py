@@ -218,8 +218,9 @@ def main(name, showing):
 
 
 def test_every_example_has_a_row():
-  files = {path.stem for path in EXAMPLES.glob('*.py')} - {'showing'}
-  assert files == set(ROWS)
+  files = {path.stem for path in EXAMPLES.glob('*.py')}
+  # What they share, and the one that is run on several devices.
+  assert files - {'showing', 'many_devices'} == set(ROWS)
 
 
 # --- As it should go ---------------------------------------------------------
@@ -398,6 +399,13 @@ def test_says_what_is_not_installed(
     main([])
   out = capsys.readouterr().out
   assert f"pip install '.[examples]' brings {package}." in out
+
+
+def test_arguments_need_no_docstring(showing):
+  # The gallery runs the cells without it.
+  parser = showing.arguments('', picture='a.png', steps=3)
+  args = parser.parse_args(['--picture', ''])
+  assert args.steps == 3 and args.picture is None
 
 
 def test_a_second_ctrl_c_ends_it_at_once(showing):
