@@ -53,8 +53,8 @@ from haiku_state import linen as nn
 # The probe
 # ---------
 #
-# It passes on what it is given. Without a `reduce_fn`, `sow` keeps a tuple of all
-# that a run has sown there, for modules that are called more than once.
+# It passes on what it is given. What it sows replaces what it has sown before;
+# by default `sow` appends, and state that is passed on from step to step grows.
 
 
 class Probe(nn.Module):

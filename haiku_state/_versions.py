@@ -408,13 +408,10 @@ if _JAX >= (0, 7):
     """Is `jax.sharding.reshard`."""
     return _sharding.reshard(x, sharding)
 
-  def is_auto(mesh: Any) -> bool:
-    """Says whether all axes of a mesh are automatic."""
-    return mesh.are_all_axes_auto
-
-  def is_explicit(mesh: Any) -> bool:
-    """Says whether all axes of a mesh are explicit."""
-    return mesh.are_all_axes_explicit
+  def axes_of_kind(mesh: Any, kind: str) -> set[str]:
+    """Returns the axes of a mesh that are 'Auto', 'Explicit' or 'Manual'."""
+    kinds = zip(mesh.axis_names, mesh.axis_types)
+    return {name for name, found in kinds if found.name == kind}
 
 else:  # Dead from jax 0.7 on.
 
@@ -422,18 +419,9 @@ else:  # Dead from jax 0.7 on.
     """Raises an error: explicit meshes were another thing."""
     raise too_old(f'A mesh with explicit axes, as in {sharding}', '0.7')
 
-  def is_auto(mesh: Any) -> bool:
-    """Says whether all axes of a mesh are automatic."""
-    return not _kinds(mesh) - {'Auto'}
-
-  def is_explicit(mesh: Any) -> bool:
-    """Says whether all axes of a mesh are explicit."""
-    return not _kinds(mesh) - {'Explicit'}
-
-  def _kinds(mesh: Any) -> set[str]:
-    # A dict by kind in 0.5; nothing before.
-    kinds = getattr(mesh, 'axis_types', None) or ()
-    return {kind.name for kind in kinds}
+  def axes_of_kind(mesh: Any, kind: str) -> set[str]:
+    """Returns the axes of a mesh for 'Auto', the one kind that there was."""
+    return set(mesh.axis_names) if kind == 'Auto' else set()
 
 
 if _JAX >= (0, 6, 2):

@@ -32,6 +32,7 @@ if 'JAX_DISABLE_MOST_OPTIMIZATIONS' not in os.environ:
 ORACLE = (0, 12)
 
 flax_of_its_time = None
+modules_of_its_time = {}
 try:
   import flax
 except ImportError:
@@ -42,6 +43,7 @@ else:
 
     flax_of_its_time = flax
     for name in [n for n in sys.modules if n.split('.')[0] == 'flax']:
+      modules_of_its_time[name] = sys.modules[name]
       sys.modules[name] = None
 
 
@@ -55,10 +57,12 @@ for name in [n for n in sys.modules if n.split('.')[0] == 'haiku']:
 
 
 @pytest.fixture
-def old_flax():
+def old_flax(monkeypatch):
   """Returns the Flax that is there if it is older than the tests' oracle."""
   if flax_of_its_time is None:
     pytest.skip('only with a Flax that is older than the one of the tests')
+  for name, module in modules_of_its_time.items():
+    monkeypatch.setitem(sys.modules, name, module)
   return flax_of_its_time
 
 

@@ -3,9 +3,13 @@
 import ast
 import doctest
 import importlib
+import os
 import pathlib
 import pkgutil
 import re
+import socket
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -22,7 +26,13 @@ DOCUMENTS = [
 # What documents may import themselves, of what extras bring.
 EXTRAS = {'orbax', 'orbax.checkpoint', 'matplotlib', 'tqdm', 'libcst'}
 # Documents and modules whose examples need more than the oldest jax.
-NEED_JAX = {'docs/exporting.md': (0, 5), 'haiku_state.export': (0, 5)}
+NEED_JAX = {
+  'docs/exporting.md': (0, 5),
+  'docs/many_devices.md': (0, 8),
+  'haiku_state.export': (0, 5),
+}
+# Documents that choose their devices, and so run in a process of their own.
+ALONE = {'docs/many_devices.md'}
 # What JAX imports when a program is saved, and says in words only.
 JAX_EXTRA = 'flatbuffers'
 
@@ -45,6 +55,9 @@ def blocks(path: pathlib.Path) -> list[tuple[int, str]]:
 def test_document_runs(path, tmp_path, monkeypatch):
   skip_if_jax_is_too_old(str(path.relative_to(REPOSITORY)))
   monkeypatch.chdir(tmp_path)
+  if str(path.relative_to(REPOSITORY)) in ALONE:
+    run_alone(path)
+    return
   namespace = {'__name__': '__main__'}
   for line, block in blocks(path):
     # The lines of errors are those of the document.
@@ -57,6 +70,62 @@ def test_document_runs(path, tmp_path, monkeypatch):
       if "pip install '.[" in text or JAX_EXTRA in text or e.name in EXTRAS:
         pytest.skip(text)
       raise
+
+
+def run_alone(path):
+  """Runs a document in a process of its own, with its own devices."""
+  program = ''
+  for line, block in blocks(path):
+    program += '\n' * (line - program.count('\n')) + block
+  process = start_alone(program)
+  _, errors = process.communicate(timeout=400)
+  assert process.returncode == 0, errors[-3000:]
+
+
+def start_alone(program, **environ):
+  environ = {
+    **os.environ,
+    'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
+    'PYTHONPATH': str(REPOSITORY),
+    **environ,
+  }
+  return subprocess.Popen(
+    [sys.executable, '-c', program],
+    env=environ,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def test_two_processes_of_the_document(tmp_path):
+  name = 'docs/many_devices.md'
+  skip_if_jax_is_too_old(name)
+  pytest.importorskip('orbax.checkpoint')
+  text = (REPOSITORY / name).read_text()
+  (program,) = re.findall(
+    r'^```python two-processes\n(.*?)^```$', text, re.M | re.S
+  )
+  with socket.create_server(('localhost', 0)) as server:
+    address = f'localhost:{server.getsockname()[1]}'
+  processes = [
+    start_alone(
+      program,
+      ADDRESS=address,
+      PROCESS=str(n),
+      FOLDER=str(tmp_path),
+      XLA_FLAGS='--xla_force_host_platform_device_count=2',
+    )
+    for n in range(2)
+  ]
+  try:
+    said = [process.communicate(timeout=200) for process in processes]
+  finally:
+    for process in processes:
+      process.kill()
+  assert [p.returncode for p in processes] == [0, 0], said[0][1][-3000:]
+  assert ['mean' in out for out, _ in said] == [True, False]
+  assert [path.name for path in tmp_path.iterdir()] == ['checkpoint_1']
 
 
 def skip_if_jax_is_too_old(name):

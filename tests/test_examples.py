@@ -1,6 +1,7 @@
 """The examples run, stop when asked to, and say what is wrong."""
 
 import ast
+import functools
 import importlib
 import importlib.util
 import pathlib
@@ -11,6 +12,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import pytest
 from layers_compare import quick_compilation as quick_compilation
@@ -418,3 +420,62 @@ def test_a_second_ctrl_c_ends_it_at_once(showing):
 def test_reports_some_times_and_at_the_end(showing):
   assert [i for i in range(95) if showing.due(i, 95)][-3:] == [81, 90, 94]
   assert [i for i in range(3) if showing.due(i, 3)] == [0, 1, 2]
+
+
+# --- Many devices ------------------------------------------------------------
+
+
+@pytest.fixture
+def many_devices(monkeypatch):
+  if not hasattr(jax, 'shard_map'):
+    pytest.skip('needs jax.shard_map')
+  monkeypatch.syspath_prepend(EXAMPLES)
+  return importlib.import_module('many_devices')
+
+
+def use_one_device(many_devices, monkeypatch):
+  one = jax.sharding.Mesh(np.array([[jax.devices()[0]]]), ('data', 'model'))
+  monkeypatch.setattr(many_devices, 'make_mesh', lambda: one)
+
+
+@functools.cache
+def losses_of_many_devices(many_devices, *options):
+  return many_devices.main(['--short', *options])
+
+
+def test_many_devices(many_devices, monkeypatch, capsys):
+  by_jit = losses_of_many_devices(many_devices)
+  out = ''.join(capsys.readouterr())
+  assert "v_col['Dense_0']['kernel'].value (64,)" in out
+  assert '(16, 64): ' in out and '(16, 32) on each device' in out
+  assert by_jit[-1] < 0.7 * by_jit[0]
+  otherwise = losses_of_many_devices(
+    many_devices, '--by', 'shard_map', '--optimizer', 'optim', '--in-haiku'
+  )
+  np.testing.assert_allclose(otherwise, by_jit, rtol=1e-5)
+
+
+def test_many_processes(many_devices, tmp_path, monkeypatch):
+  pytest.importorskip('orbax.checkpoint')
+  expected = losses_of_many_devices(many_devices)
+  monkeypatch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
+  options = ['--checkpoints', str(tmp_path)]
+  losses = many_devices.main(
+    ['--devices', '4', '--processes', '2', '--steps', '3', *options]
+  )
+  # It goes on in one process, on one device.
+  use_one_device(many_devices, monkeypatch)
+  losses += many_devices.main(['--steps', '2', *options])
+  np.testing.assert_allclose(losses, expected, rtol=1e-5)
+
+
+def test_many_devices_ends_all_processes_if_one_fails(
+  many_devices, tmp_path, monkeypatch
+):
+  program = tmp_path / 'program.py'
+  program.write_text(
+    'import sys, time\nif sys.argv[-1] == "1": sys.exit(3)\ntime.sleep(100)'
+  )
+  monkeypatch.setattr(many_devices, '__file__', str(program))
+  with pytest.raises(SystemExit, match='Process 1 failed: all are ended'):
+    many_devices.main(['--processes', '2'])

@@ -198,7 +198,8 @@ STATIC = {
   'number': (3, 4),
   'float': (0.1, 0.2),
   'not a number of another type': (1, 1.5),
-  'text': ('a', 'b'),
+  # JAX compares it with all of these, and NumPy a dtype with its name, 'a' say.
+  'text': ('one', 'two'),
   'scalar': (np.float32(0.1), np.float32(0.2)),
   'tuple': ((1, ('a', None)), (1, ('b', None))),
   'list': ([1, 2], [1]),

@@ -136,3 +136,72 @@ def test_checks_of_shapes_draw_nothing():
   g = hk.transform(lambda x: jax.random.uniform(hk.next_rng_key()))
   params = f.init(KEY, X)
   assert f.apply(params, KEY, X) == g.apply({}, KEY, X)
+
+
+# --- Keys that nobody looks at -----------------------------------------------
+
+
+class Ones(nn.Module):
+  @nn.compact
+  def __call__(self, x):
+    return x * self.param('w', lambda key, shape: jnp.ones(shape), x.shape[1:])
+
+
+def key_after(make):
+  """Returns the key that Haiku hands out after a module has initialized."""
+
+  def f(x):
+    make()(x)
+    hk.set_state('key', hk.next_rng_key())
+
+  return hk.transform_with_state(f).init(KEY, X)[1]['~']['key']
+
+
+@pytest.mark.parametrize(
+  'ours, haikus',
+  [
+    (lambda: nn.Dense(3), lambda: hk.Linear(3)),
+    (
+      lambda: nn.Dense(3, bias_init=nn.initializers.constant(2.0)),
+      lambda: hk.Linear(3),
+    ),
+    (nn.LayerNorm, lambda: hk.LayerNorm(-1, True, True)),
+    (Ones, lambda: hk.Bias()),
+  ],
+)
+def test_a_key_is_drawn_where_it_is_looked_at(ours, haikus):
+  np.testing.assert_array_equal(key_after(ours), key_after(haikus))
+
+
+@pytest.mark.parametrize(
+  'make',
+  [
+    nn.LayerNorm,
+    nn.remat(nn.LayerNorm),
+    nn.BatchNorm,
+    Ones,
+    lambda: nn.Dense(3, kernel_init=nn.initializers.ones),
+  ],
+)
+def test_no_key_is_needed_where_none_is_looked_at(make):
+  def f(x):
+    module = make()
+    is_norm = isinstance(module, nn.BatchNorm)
+    return module(x, use_running_average=False) if is_norm else module(x)
+
+  hk.transform_with_state(f).init(None, X)
+
+
+def test_a_function_that_begins_to_look_at_its_key_is_given_one():
+  made = []
+
+  class Net(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      return x + self.param('w', lambda key, shape: made[-1](key, shape), (4,))
+
+  for init in (lambda key, shape: jnp.zeros(shape), jax.random.normal):
+    made.append(init)
+    f = hk.transform(lambda x: Net()(x))
+    a, b = (f.init(jax.random.PRNGKey(seed), X)['net']['w'] for seed in (1, 2))
+  assert (a != b).all()

@@ -421,3 +421,21 @@ def test_lifted_state_has_its_first_value(transparent):
     if 'counter' in str(path)
   ]
   assert counters == [1, 1]
+
+
+def test_a_stack_of_layers_finds_what_init_has_made():
+  class Net(nn.Module):
+    kind: type
+
+    def setup(self):
+      self.dense = self.kind(4)
+
+    def __call__(self, x):
+      return hk.layer_stack(2)(lambda x: x + self.dense(x))(x)
+
+  x = jnp.ones((3, 4))
+  for kind in (nn.Dense, hk.Linear):
+    y, variables = Net(kind).init_with_output(jax.random.PRNGKey(0), x)
+    np.testing.assert_allclose(Net(kind).apply(variables, x), y, 1e-5)
+    with pytest.raises(Exception, match='kernel|w'):
+      Net(kind).apply({}, x)

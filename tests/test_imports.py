@@ -25,7 +25,7 @@ LAYERS = {
   'below the scope': """
     core._names core._bundles core._frame core._haiku_run core._haiku_words
     core._initializers core.filters core.tracers
-    core.keys core.meta core.partial_eval core.spmd core._fingerprint
+    core.keys core._specs core.meta core.partial_eval core.spmd core._fingerprint
     core._shapes core._initial core.axes_scan core._jax_around core._place core._store
     core._in_run core._in_haiku
     core._out_of_reach core._run""",
@@ -36,7 +36,8 @@ LAYERS = {
   'core': 'core',
   'module': """
     linen.kw_only_dataclasses linen._module linen._module.state
-    linen._module.base linen._module.context linen._module.fields
+    linen._module.base linen._module.pure_methods linen._module.context
+    linen._module.fields
     linen._module.submodules linen._module.haiku_names linen._module.binding
     linen._module.threads linen._module.parts linen._module.methods linen._module.metaclass
     linen._module.calls linen._module.repr linen._module.arguments
@@ -55,7 +56,7 @@ LAYERS = {
     training training.common_utils training.dynamic_scale
     training.early_stopping training.lr_schedule training.prefetch_iterator
     training.train_state training._checkpoint_paths
-    training._checkpoint_commit training._multiprocess_arrays training._orbax
+    training._checkpoint_commit training._multiprocess_arrays training._orbax training._waiting
     training.orbax_utils training.checkpoints""",
   'metrics': 'metrics metrics.tensorboard',
   'optim': """
@@ -70,7 +71,8 @@ LAYERS = {
     interop.checkpoints
     interop.trees interop.functions interop.recurrent interop.comparison interop""",
   'port': """
-    port._names port._documents port._uses port._expects port._hook port._rewrite
+    port._names port._old_names port._documents port._uses port._expects
+    port._stand_ins port._old_jax port._hook port._modernize port._rewrite
     port._port port._startup port._startup.sitecustomize port._run
     port._explain port._cli port __main__""",
   'all': 'haiku_state',

@@ -407,6 +407,73 @@ def test_functions_of_state_act_once(kind, what):
   assert set(np.ravel(jax.tree.leaves(new)[0])) == {14.0}
 
 
+# --- What init has just made -------------------------------------------------
+
+AROUND = {
+  'remat': hk.remat,
+  'vmap': lambda f: hk.vmap(f, split_rng=False),
+  'cond': lambda f: lambda x: hk.cond(True, f, f, x),
+  'grad': lambda f: lambda x: x + hk.grad(lambda x: f(x).sum())(x),
+}
+
+
+class Looks(nn.Module):
+  """Asks for what it has just made."""
+
+  @nn.compact
+  def __call__(self, x):
+    w = self.param('w', nn.initializers.ones, (3,))
+    m = self.variable('stats', 'm', jnp.zeros, (3,))
+    assert self.has_variable('params', 'w') and self.has_variable('stats', 'm')
+    assert self.get_variable('params', 'w') is w
+    assert set(self.variables) == {'params', 'stats'}
+    return x * w + m.value
+
+
+@pytest.mark.parametrize('around', AROUND)
+def test_what_was_just_made_is_there(around):
+  def f(x):
+    return AROUND[around](Looks())(x)
+
+  params, state = hk.transform_with_state(f).init(KEY, X)
+  assert set(params['looks']) == {'w'} and set(state['looks']) == {'stats:m'}
+
+
+@pytest.mark.parametrize('around', AROUND)
+def test_a_second_call_makes_nothing_anew(around):
+  def f(x, around=lambda f: f):
+    m = nn.remat(nn.Dense)(3)
+    return around(lambda x: m(m(x)))(x)
+
+  got = hk.transform(lambda x: f(x, AROUND[around])).init(KEY, X)
+  equal(got, hk.transform(f).init(KEY, X))
+
+
+class Counter(nn.Module):
+  @nn.compact
+  def __call__(self, x):
+    count = self.variable('counts', 'n', jnp.zeros, ())
+    count.value += 1
+    return x * count.value
+
+
+@pytest.mark.parametrize(
+  'make',
+  [
+    Counter,
+    nn.remat(Counter),
+    nn.jit(Counter),
+    nn.vmap(Counter, {'counts': None}),
+    nn.vmap(Counter, {True: None}),
+  ],
+)
+def test_init_leaves_the_first_value_of_state(make):
+  f = hk.transform_with_state(lambda x: make()(x))
+  params, state = f.init(KEY, X)
+  assert jax.tree.leaves(state) == [0.0]
+  assert jax.tree.leaves(f.apply(params, state, None, X)[1]) == [1.0]
+
+
 # --- Around the whole function -----------------------------------------------
 
 

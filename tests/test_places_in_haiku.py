@@ -526,14 +526,33 @@ def test_one_object_is_one_module(program):
 
 def test_a_name_that_the_order_of_calls_would_choose_is_an_error():
   a, b = nn.Dense(4), nn.Dense(4)
-  with pytest.raises(
-    ValueError, match=r'Dense was made outside .*name="my_dense'
+
+  def first_from_outside(x):
+    y = a(x)
+    return nn.Dense(4)(y)
+
+  for program in (
+    lambda x: b(a(x)),
+    lambda x: a(nn.Dense(4)(x)),
+    first_from_outside,
   ):
-    hk.transform(lambda x: b(a(x))).init(KEY, X)
-  with pytest.raises(ValueError, match='made outside of hk.transform'):
-    hk.transform(lambda x: a(nn.Dense(4)(x))).init(KEY, X)
+    with pytest.raises(
+      ValueError, match=r'made outside of hk.transform.*name="my_dense'
+    ):
+      hk.transform(program).init(KEY, X)
   b = nn.Dense(4, name='b')
   assert set(hk.transform(lambda x: b(a(x))).init(KEY, X)) == {'dense', 'b'}
+
+
+def test_a_forced_name_below_a_linen_module_is_an_error():
+  class Net(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      return nn.Dense(4, name=hk.force_name('shared'))(x)
+
+  for init in (hk.transform(lambda x: Net()(x)).init, Net().init):
+    with pytest.raises(ValueError, match=r'force_name\("shared"\).*outside'):
+      init(KEY, X)
 
 
 def test_a_run_that_failed_leaves_nothing_behind():

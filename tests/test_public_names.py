@@ -24,6 +24,14 @@ DIFFERENT = {
   'flax.core.lift.TransformContext': 'it is an object of one thread',
   'flax.training.checkpoints.save_checkpoint': 'one more, by keyword only',
   'flax.training.checkpoints.restore_checkpoint': 'one more, by keyword only',
+  'flax.linen.logical_to_mesh_sharding': 'one more, by keyword only',
+  'flax.core.meta.get_partition_spec': 'more, by keyword only',
+  'flax.core.meta.get_sharding': 'more, by keyword only',
+  'flax.linen.get_partition_spec': 'more, by keyword only',
+  'flax.linen.get_sharding': 'more, by keyword only',
+  'flax.training.checkpoints.save_checkpoint_multiprocess': (
+    'one more, by keyword only'
+  ),
   'flax.core.init': 'one more, by keyword only: the Haiku name of the root',
 }
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import haiku as hk
@@ -78,6 +78,12 @@ def notes_of_run() -> dict[Any, Any]:
     updater.ignore_update()
     runs.append(_Noted(updater, initializing, {}))
   return runs[-1].notes
+
+
+def notes_if_any() -> Mapping[Any, Any]:
+  """Returns `notes_of_run`, or nothing where nobody has asked for them."""
+  runs = _notes.runs
+  return notes_of_run() if runs and not runs[-1].is_over() else {}
 
 
 # --- One run -----------------------------------------------------------------

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import haiku as hk
 import jax
-import jax.core
 
 from haiku_state.core import _bundles, _haiku_run, _haiku_words, _names, tracers
 from haiku_state.core._in_haiku import InHaiku
@@ -303,6 +302,8 @@ def _run(entered: list[_Entered], rng: Any, body: Callable[[], Any]) -> Any:
   for e in entered:
     if e.initializing:
       e.frame.take_first(e.path, state, first)
+    if e.frame.first is not None:
+      e.frame.first = first  # Of these, creators have made what they wanted.
   return out, params, state
 
 

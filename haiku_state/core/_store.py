@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
-import jax.core
 import numpy as np
 
 from haiku_state.core import _bundles, _names

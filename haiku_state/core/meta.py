@@ -18,6 +18,7 @@ import jax
 import numpy as np
 
 from haiku_state import _versions, errors, struct
+from haiku_state.core import _specs
 from haiku_state.core._initializers import as_linen
 from haiku_state.typing import LogicalNames
 
@@ -282,13 +283,7 @@ class Partitioned(struct.PyTreeNode, AxisMetadata[_A]):
     """
     if not apply_constraint:
       return self.value
-    if self.mesh is not None:
-      target = self.get_sharding(self.mesh)
-    elif global_mesh_defined():
-      target = self.get_partition_spec()
-    else:
-      return self.value
-    return jax.lax.with_sharding_constraint(self.value, target)
+    return _specs.constrain(self.value, self.get_partition_spec(), self.mesh)
 
   def replace_boxed(self, val: _B) -> 'Partitioned[_B]':
     """Returns a box with the same names around another array."""
@@ -389,49 +384,135 @@ def with_partitioning(
   return wrapper
 
 
-def get_partition_spec(tree: Any) -> Any:
+def get_partition_spec(
+  tree: Any, *, params: Any = None, keep_boxes: bool = False
+) -> Any:
   """Returns the PartitionSpec of each array of a tree.
+
+  The tree may hold the state of an optimizer beside the parameters: it may be a
+  `TrainState`, an `optim.Optimizer`, or anything with `params` in it. What an
+  optimizer keeps of a parameter is in the parameter's box, but need not have
+  its shape, as the averages of rows and columns of Adafactor have not. Such an
+  array gets the names of those axes that it has of the parameter, as far as
+  sizes tell them, and is whole on every device else. So each spec is one that
+  the array can have.
 
   Args:
     tree: a pytree of arrays, boxed or not, or of their shapes.
+    params: the boxed parameters, or their shapes, where the tree has none: with
+      the state of an optimizer alone.
+    keep_boxes: whether the specs are in boxes as the arrays are. The result
+      then has the structure of the tree, for `jax.tree.map`.
 
   Returns:
     A tree with a spec for each box; the empty one, which stands for "whole on
     every device", for each array without a box; and None for anything else.
+    A box that holds a whole tree, as in an `optim.Optimizer`, remains, around
+    the specs of that tree. So it is a prefix of `tree`, such as `out_shardings`
+    and `jax.device_put` take.
 
   Example:
-    >>> import jax.numpy as jnp
+    >>> import jax.numpy as jnp, optax
     >>> from haiku_state.core import meta
     >>> w = meta.Partitioned(jnp.ones((2, 3)), names=(None, 'model'))
     >>> specs = meta.get_partition_spec({'w': w, 'b': jnp.ones(3), 'step': 0})
     >>> tuple(specs['w']), tuple(specs['b']), specs['step']
     ((None, 'model'), (), None)
+    >>> state = optax.adafactor(0.1, min_dim_size_to_factor=2).init({'w': w})
+    >>> specs = meta.get_partition_spec({'params': {'w': w}, 'state': state})
+    >>> averages = specs['state'][0]
+    >>> tuple(averages.v_row['w']), tuple(averages.v_col['w'])
+    ((None,), ('model',))
   """
-  return jax.tree_util.tree_map(_spec_of, tree, is_leaf=is_axis_metadata)
+  return _map_specs(lambda box, spec: spec, tree, params, keep_boxes)
 
 
-def _spec_of(x: Any) -> jax.sharding.PartitionSpec | None:
-  if hasattr(x, 'get_partition_spec'):
-    return x.get_partition_spec()
-  return jax.sharding.PartitionSpec() if hasattr(x, 'shape') else None
-
-
-def get_sharding(tree: Any, mesh: jax.sharding.Mesh) -> Any:
+def get_sharding(
+  tree: Any,
+  mesh: jax.sharding.Mesh,
+  *,
+  params: Any = None,
+  keep_boxes: bool = False,
+) -> Any:
   """Returns the sharding over a mesh of each array of a tree.
 
   Args:
-    tree: a pytree of arrays, boxed or not, or of their shapes.
+    tree: a pytree of arrays, boxed or not, or of their shapes; see
+      `get_partition_spec`.
     mesh: the mesh.
+    params: see `get_partition_spec`.
+    keep_boxes: see `get_partition_spec`.
 
   Returns:
     A tree with a NamedSharding for each array, boxed or not, and None for
     anything else.
   """
 
-  def sharding_of(x: Any) -> jax.sharding.Sharding | None:
-    if hasattr(x, 'get_sharding'):
+  def sharding_of(x: Any, spec: Any) -> Any:
+    # A box may have its own idea, which is about what has its own spec.
+    if hasattr(x, 'get_sharding') and spec == _own_spec(x):
       return x.get_sharding(mesh)
-    spec = _spec_of(x)
     return None if spec is None else jax.sharding.NamedSharding(mesh, spec)
 
-  return jax.tree_util.tree_map(sharding_of, tree, is_leaf=is_axis_metadata)
+  return _map_specs(sharding_of, tree, params, keep_boxes)
+
+
+def _map_specs(
+  fn: Callable[[Any, Any], Any], tree: Any, params: Any, keep_boxes: bool
+) -> Any:
+  """Maps a function over each array, or the box around it, and its spec."""
+  known = _param_shapes(tree, params)
+
+  def in_box(path: Any, box: Any) -> Any:
+    spec = box.get_partition_spec()
+    shape = known.of(path, spec)
+
+    def on_array(x: Any) -> Any:
+      if not hasattr(x, 'shape'):
+        return fn(x, None)
+      return fn(box, _specs.spec_for_shape(spec, shape, x.shape))
+
+    inner = _raw(box)
+    if _is_leaf(inner) and not keep_boxes:
+      return on_array(inner)
+    return box.replace_boxed(jax.tree_util.tree_map(on_array, inner))
+
+  def on_leaf(path: Any, x: Any) -> Any:
+    return (
+      in_box(path, x) if isinstance(x, Partitioned) else fn(x, _own_spec(x))
+    )
+
+  return jax.tree_util.tree_map_with_path(
+    on_leaf, tree, is_leaf=is_axis_metadata
+  )
+
+
+def _param_shapes(tree: Any, params: Any) -> _specs.ParamShapes:
+  """Returns the shapes of the boxed parameters, those of a tree if not given."""
+  found = _specs.ParamShapes()
+  leaves, _ = jax.tree_util.tree_flatten_with_path(
+    tree if params is None else params, is_leaf=is_axis_metadata
+  )
+  for path, box in leaves:
+    place = _specs.place_of_param(path)
+    if place is None and params is not None:
+      place = path
+    if place is not None and isinstance(box, Partitioned):
+      if hasattr(_raw(box), 'shape'):
+        found.add(place, box.get_partition_spec(), _raw(box).shape)
+  return found
+
+
+def _raw(box: Partitioned[Any]) -> Any:
+  inner = box.unbox(apply_constraint=False)
+  return _raw(inner) if isinstance(inner, Partitioned) else inner
+
+
+def _is_leaf(x: Any) -> bool:
+  return jax.tree_util.treedef_is_leaf(jax.tree_util.tree_structure(x))
+
+
+def _own_spec(x: Any) -> jax.sharding.PartitionSpec | None:
+  if hasattr(x, 'get_partition_spec'):
+    return x.get_partition_spec()
+  return jax.sharding.PartitionSpec() if hasattr(x, 'shape') else None

@@ -64,40 +64,8 @@ no_flag = _Sentinel()
 
 ORDINARY_FLAGS: Mapping[str, Any] = FrozenDict()
 
-# The flag of a run of somebody's `hk.transform`, also in what is lifted there: its
-# value is `Sown`.
+# The flag of a run of somebody's `hk.transform`, also in what is lifted there.
 IN_HAIKU = 'in_haiku'
-
-
-class Sown:
-  """What a module and those below it have sown in a run of `hk.transform`.
-
-  Haiku passes state on from run to run. What is sown tells of one run; joined
-  with what the run before has sown, it would grow, and a compiled step would be
-  traced again each time.
-
-  Attributes:
-    seen: the places, collections and names.
-  """
-
-  __slots__ = ('seen',)
-
-  def __init__(self) -> None:
-    self.seen: set[tuple[str, str, str]] = set()
-
-  def is_first(self, place: str, col: str, name: str) -> bool:
-    """Returns whether nothing was sown there yet, and notes that now it is."""
-    before = len(self.seen)
-    self.seen.add((place, col, name))
-    return len(self.seen) > before
-
-  # As a static argument it says in what kind of run it is, and no more.
-  def __eq__(self, other: Any) -> bool:
-    return type(other) is Sown
-
-  def __hash__(self) -> int:
-    return hash(Sown)
-
 
 # Under Flax's name: libraries whose keys are objects of their own wrap it.
 _is_valid_rng = keys.is_valid_rng
@@ -568,11 +536,6 @@ class Scope:
   def has_variable(self, col: str, name: str) -> bool:
     """Returns whether the variable is there."""
     return self._run.store.has(self.place, col, name)
-
-  def _sows_anew(self, col: str, name: str) -> bool:
-    """Returns whether what is sown now replaces what a run before has sown."""
-    sown = self.flags.get(IN_HAIKU)
-    return sown is not None and sown.is_first(self.haiku_path, col, name)
 
   def put_variable(self, col: str, name: str, value: Any) -> None:
     """Sets the value of a variable.

@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from haiku_state import _versions
 from haiku_state._versions import Format
-from haiku_state.core import meta
+from haiku_state.core import _specs, meta
 from haiku_state.typing import LogicalRules, Sharding
 
 
@@ -187,8 +187,7 @@ def shard_value(value, out_sharding, sharding_rules, mesh):
     The array, spread.
 
   Raises:
-    ValueError: there is no mesh, or two that differ, or one whose axes are
-      partly explicit and partly automatic.
+    ValueError: there is no mesh, or two that differ.
   """
   if not out_sharding:
     return value
@@ -197,7 +196,9 @@ def shard_value(value, out_sharding, sharding_rules, mesh):
   mesh = _one_mesh(mesh, get_mesh(target), target)
   if isinstance(target, PartitionSpec):
     target = NamedSharding(mesh, target)
-  return _apply_sharding(value, target, mesh)
+  if isinstance(target, Format):
+    return jax.lax.with_sharding_constraint(value, target)
+  return _specs.constrain(value, target.spec, target.mesh)
 
 
 def _one_mesh(given, own, out_sharding) -> Any:
@@ -216,14 +217,3 @@ def _one_mesh(given, own, out_sharding) -> Any:
       ' them, or the same mesh for both.'
     )
   return own
-
-
-def _apply_sharding(value, sharding, mesh):
-  if isinstance(sharding, Format) or _versions.is_auto(mesh):
-    return jax.lax.with_sharding_constraint(value, sharding)
-  if _versions.is_explicit(mesh):
-    return _versions.reshard(value, sharding)
-  raise ValueError(
-    'Mesh must have all axes as Explicit or all axes as Auto. '
-    f'Got mixed axis types: {mesh.axis_types}'
-  )

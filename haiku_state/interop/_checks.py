@@ -88,11 +88,14 @@ def check_variables(
 def _looks_like_haikus(tree: Mapping[str, Any], has_params: bool) -> bool:
   """Returns whether the names at the top are those of Haiku's layers.
 
-  A collection may have a variable `w`; its name tells, if nothing else does.
+  A collection may have a variable `w`; its name tells, if nothing else does. A
+  module `w` has something below it, which Haiku's arrays have not.
   """
   return 'params' not in tree and any(
-    not LAYER_KEYS.isdisjoint(bundle) and (has_params or '/' in str(path))
+    key in LAYER_KEYS and not isinstance(value, Mapping)
     for path, bundle in tree.items()
+    if has_params or '/' in str(path)
+    for key, value in bundle.items()
   )
 
 

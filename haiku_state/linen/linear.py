@@ -7,7 +7,7 @@ sequences are channels-last: `(*batch, *spatial, features)`.
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -256,9 +256,19 @@ class _FlatInit:
     self, key: PRNGKey, shape: Shape, dtype: Dtype = jnp.float32
   ) -> Any:
     value = as_linen(self.init)(key, self.flat_shape, dtype)
-    if isinstance(value, meta.AxisMetadata):
-      return meta.replace_boxed(value, jnp.reshape(value.unbox(), shape))
-    return jnp.reshape(value, shape)
+    # The names in a box are those of the axes that the array is about to get.
+    return _map_in_box(lambda x: jnp.reshape(x, shape), value)
+
+
+def _map_in_box(fn: Callable[[Any], Any], value: Any) -> Any:
+  """Maps a function over an array, or the one in a box that is not laid out."""
+  if isinstance(value, meta.Partitioned):
+    inner = value.unbox(apply_constraint=False)
+  elif isinstance(value, meta.AxisMetadata):
+    inner = value.unbox()
+  else:
+    return fn(value)
+  return value.replace_boxed(_map_in_box(fn, inner))
 
 
 class Einsum(Module):

@@ -54,6 +54,7 @@ from haiku_state.linen._module.methods import nowrap as nowrap
 from haiku_state.linen._module.methods import (
   wrap_method_once as wrap_method_once,
 )
+from haiku_state.linen._module.pure_methods import pure_method
 from haiku_state.linen._module.repr import module_repr
 from haiku_state.linen._module.sharing import (
   compact_name_scope as compact_name_scope,
@@ -529,12 +530,12 @@ class Module(ModuleBase, HaikuModule, metaclass=ModuleMeta):  # type: ignore
     scope = _bound_scope(self, "Can't store variables on unbound modules")
     if not scope.is_mutable_collection(col):
       return False
-    is_there = scope.has_variable(col, name)
-    if not is_there:
+    if scope.has_variable(col, name):
+      xs = scope.get_variable(col, name)
+    else:
       scope.reserve(name, col)
       self._state.children[name] = col
-    is_first = scope._sows_anew(col, name) or not is_there
-    xs = init_fn() if is_first else scope.get_variable(col, name)
+      xs = init_fn()
     scope.put_variable(col, name, reduce_fn(xs, value))
     return True
 
@@ -602,6 +603,7 @@ class Module(ModuleBase, HaikuModule, metaclass=ModuleMeta):  # type: ignore
 
   # --- Pure functions ---
 
+  @pure_method
   @traceback_util.api_boundary
   def init(
     self,
@@ -669,6 +671,7 @@ class Module(ModuleBase, HaikuModule, metaclass=ModuleMeta):  # type: ignore
     **kwargs: Any,
   ) -> tuple[Any, FrozenDict[str, Any]]: ...
 
+  @pure_method
   @traceback_util.api_boundary
   def init_with_output(
     self,
@@ -769,6 +772,7 @@ class Module(ModuleBase, HaikuModule, metaclass=ModuleMeta):  # type: ignore
     **kwargs: Any,
   ) -> Any: ...
 
+  @pure_method
   @traceback_util.api_boundary
   def apply(
     self,
@@ -804,6 +808,7 @@ class Module(ModuleBase, HaikuModule, metaclass=ModuleMeta):  # type: ignore
     run = apply(fn, self, mutable, capture_intermediates)
     return run(variables, *args, **kwargs, rngs=rngs)
 
+  @pure_method
   @traceback_util.api_boundary
   def lazy_init(
     self,

@@ -8,6 +8,7 @@ are set by `logical_axis_rules`, or passed.
 import collections
 import enum
 import functools
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -15,7 +16,7 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from haiku_state import struct
-from haiku_state.core import meta
+from haiku_state.core import _specs, meta
 from haiku_state.core._initializers import as_linen
 from haiku_state.core.spmd import get_logical_axis_rules
 from haiku_state.typing import (
@@ -132,23 +133,78 @@ def logical_to_mesh(tree: Any, rules: LogicalRules | None = None) -> Any:
 
 
 def logical_to_mesh_sharding(
-  tree: Any, mesh: jax.sharding.Mesh, rules: LogicalRules | None = None
+  tree: Any,
+  mesh: jax.sharding.Mesh,
+  rules: LogicalRules | None = None,
+  *,
+  strict: bool = False,
 ) -> Any:
   """Finds the sharding for each PartitionSpec of logical names in a tree.
+
+  A name that has no rule is told, by a warning or an error: its axis would be
+  whole on every device, be it ever so large. The rule `(name, None)` says that
+  it is to be so.
 
   Args:
     tree: a pytree of specs, such as `nn.get_partition_spec` returns.
     mesh: the mesh.
     rules: pairs of logical name and mesh axis; if None, the thread's.
+    strict: whether a name without a rule is an error.
 
   Returns:
     The tree with NamedShardings over the mesh.
+
+  Raises:
+    ValueError: a name has no rule, and `strict` is true.
+
+  Example:
+    >>> import jax
+    >>> import haiku_state.linen as nn
+    >>> mesh = jax.sharding.Mesh(jax.devices()[:1], ('data',))
+    >>> specs = {'kernel': jax.sharding.PartitionSpec('embed', 'mlp')}
+    >>> nn.logical_to_mesh_sharding(
+    ...   specs, mesh, [('embed', 'data')], strict=True)
+    Traceback (most recent call last):
+    ValueError: No rule for the logical name 'mlp' of ['kernel']...
   """
+  rules = get_logical_axis_rules() if rules is None else rules
+  specs = logical_to_mesh(tree, rules)
+  missing = _without_rule(tree, rules)
+  if missing and strict:
+    raise ValueError(missing)
+  if missing:
+    # Python shows the same warning of the same line once.
+    warnings.warn(missing, stacklevel=2)
   return jax.tree_util.tree_map(
-    lambda spec: NamedSharding(mesh, spec),
-    logical_to_mesh(tree, rules),
-    is_leaf=_is_spec,
+    lambda spec: NamedSharding(mesh, spec), specs, is_leaf=_is_spec
   )
+
+
+def _without_rule(tree: Any, rules: LogicalRules) -> str | None:
+  """Returns what to say of names in a tree that have no rule."""
+  known = {name for name, _ in rules}
+  found: dict[str, list[str]] = {}
+  specs = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_spec)[0]
+  for path, spec in specs:
+    for name in spec if _is_spec(spec) else ():
+      if isinstance(name, str) and name not in known:
+        found.setdefault(name, []).append(jax.tree_util.keystr(path))
+  if not found:
+    return None
+  names = '; '.join(
+    f'{name!r} of {_listed(places)}' for name, places in found.items()
+  )
+  first = next(iter(found))
+  return (
+    f'No rule for the logical name {names}: such an axis is whole on every'
+    f' device. The rules are {list(rules)!r}. Add ({first!r}, axis) with an axis'
+    f' of the mesh, or ({first!r}, None) if it is to be whole.'
+  )
+
+
+def _listed(places: list[str], shown: int = 3) -> str:
+  more = f' and {len(places) - shown} more' if len(places) > shown else ''
+  return ', '.join(places[:shown]) + more
 
 
 class RulesFallback(enum.Enum):
@@ -239,12 +295,9 @@ def _with_sharding_constraint(
   mesh: jax.sharding.Mesh | None = None,
 ):
   """Constrains an array to mesh axes, if there is a mesh."""
-  if mesh is not None and axis_resources is not None:
-    sharding = NamedSharding(mesh, axis_resources)
-    return jax.lax.with_sharding_constraint(x, sharding)
-  if mesh is not None or meta.global_mesh_defined():
-    return jax.lax.with_sharding_constraint(x, axis_resources)
-  return x
+  if axis_resources is None:
+    axis_resources = PartitionSpec()
+  return _specs.constrain(x, axis_resources, mesh)
 
 
 class LogicallyPartitioned(meta.Partitioned[_A]):

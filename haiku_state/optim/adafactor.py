@@ -185,10 +185,23 @@ class Adafactor(OptaxOptimizerDef):
 def _in_float32(
   inner: optax.GradientTransformation,
 ) -> optax.GradientTransformation:
-  """Shows a transformation parameters and gradients in float32."""
+  """Shows a transformation parameters and gradients in float32.
+
+  Raises:
+    TypeError: one is complex.
+  """
+
+  def cast_leaf(x):
+    if jnp.issubdtype(jnp.result_type(x), jnp.complexfloating):
+      raise TypeError(
+        f'Adafactor computes in float32, and found {jnp.result_type(x)}, of'
+        ' which it would lose the imaginary part. Give it the real and the'
+        ' imaginary part as two parameters, or use another optimizer.'
+      )
+    return jnp.asarray(x, jnp.float32)
 
   def cast(tree):
-    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree)
+    return jax.tree.map(cast_leaf, tree)
 
   def init(params):
     return inner.init(cast(params))

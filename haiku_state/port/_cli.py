@@ -52,13 +52,15 @@ def _add_run(commands) -> None:
   parser = commands.add_parser(
     'run',
     usage=(
-      'haiku-state run [--dicts | --frozen] FILE [ARGS ...]\n'
-      '       haiku-state run [--dicts | --frozen] -m MODULE [ARGS ...]'
+      'haiku-state run [--dicts | --frozen] [--no-old-jax] FILE [ARGS ...]\n'
+      '       haiku-state run [--dicts | --frozen] [--no-old-jax] -m MODULE'
+      ' [ARGS ...]'
     ),
     help='run a program written for Flax as it is',
     description=(
       'Runs a program written for Flax as it is: `import flax` gives the'
-      ' modules of haiku_state. FILE is a script, or a document (.rst, .txt,'
+      ' modules of haiku_state, and names that JAX has removed, such as'
+      ' jax.tree_map, are there again where they are small. FILE is a script, or a document (.rst, .txt,'
       ' .md, .ipynb) whose blocks run in order in one namespace, or - for the'
       ' standard input.'
     ),
@@ -79,6 +81,12 @@ def _add_run(commands) -> None:
     help='init and apply return FrozenDicts, as in Flax before',
   )
   parser.add_argument(
+    '--no-old-jax',
+    dest='old_jax',
+    action='store_false',
+    help='leave JAX as it is, without the names that it has removed',
+  )
+  parser.add_argument(
     '-m', dest='module', action='store_true', help='FILE is a module'
   )
   # One argument, so that an error names what is missing, and nothing more.
@@ -94,7 +102,7 @@ def _do_run(args: argparse.Namespace) -> int:
     run = _run.start_module if args.module else _run.start_path
   else:
     run = _run.run_module if args.module else _run.run_path
-  return run(target, rest, args.frozen)
+  return run(target, rest, args.frozen, old_jax=args.old_jax)
 
 
 def _add_port(commands) -> None:
@@ -122,6 +130,11 @@ def _add_port(commands) -> None:
     '--check', action='store_true', help='only name the files that would change'
   )
   parser.add_argument(
+    '--modernize',
+    action='store_true',
+    help='also rewrite names that JAX has removed, such as jax.tree_map',
+  )
+  parser.add_argument(
     '--follow-links',
     action='store_true',
     help='also port files outside of a folder to which links in it lead',
@@ -140,7 +153,7 @@ def _do_port(args: argparse.Namespace) -> int:
     print(f'{link}: left, as it leads out of the folder (see --follow-links).')
   for path in paths:
     try:
-      ported = _port.port(path)
+      ported = _port.port(path, args.modernize)
       if ported.after != ported.before:
         _show(ported, args)
         changed += 1
@@ -154,8 +167,7 @@ def _do_port(args: argparse.Namespace) -> int:
       print(f'haiku-state: {e}', file=sys.stderr)
       return 2
     for where, finding in ported.findings:
-      kind = 'is missing' if finding.missing else 'differs'
-      print(f'{where}: {finding.name} {kind}. {finding.advice}')
+      print(f'{where}: {finding.name} {finding.kind}. {finding.advice}')
       if finding.missing:
         status = max(status, 1)
   for package in sorted(packages - {None}):

@@ -20,7 +20,7 @@ import sys
 import types
 from collections.abc import Callable, Iterator, Sequence
 
-from haiku_state.port import _names
+from haiku_state.port import _names, _old_jax
 from haiku_state.port._names import OURS, THEIRS
 
 
@@ -192,14 +192,20 @@ def current() -> _Finder | None:
   return next((f for f in sys.meta_path if isinstance(f, _Finder)), None)
 
 
-def install() -> None:
+def install(old_jax: bool = True) -> None:
   """Makes `import flax` give the modules of this package.
 
   `flax.linen` is then `haiku_state.linen`, the same object, and so on; `flax`
   itself has what `haiku_state` has, and the version of the Flax that it behaves
   as. The real Flax, also one that was imported before, is out of reach. A name
   that is not here raises an error that says what to write instead.
+
+  Args:
+    old_jax: whether programs also find the names that JAX has removed, such as
+      `jax.tree_map`, where they are small; see "Names that JAX has removed".
   """
+  if old_jax:
+    _old_jax.install()
   if current() is not None:
     return
   finder = _Finder()
@@ -209,7 +215,8 @@ def install() -> None:
 
 
 def uninstall() -> None:
-  """Makes `import flax` give Flax again, if it is installed."""
+  """Makes `import flax` give Flax again, if it is installed, and JAX as it is."""
+  _old_jax.uninstall()
   finder = current()
   if finder is None:
     return
@@ -220,12 +227,19 @@ def uninstall() -> None:
 
 
 @contextlib.contextmanager
-def installed() -> Iterator[None]:
-  """Installs the hook for the duration of a `with` block."""
-  was = current()
-  install()
+def installed(old_jax: bool = True) -> Iterator[None]:
+  """Installs the hook for the duration of a `with` block.
+
+  Args:
+    old_jax: whether programs also find the names that JAX has removed, as for
+      `install`.
+  """
+  was, was_old = current(), _old_jax.current()
+  install(old_jax)
   try:
     yield
   finally:
     if was is None:
       uninstall()
+    elif was_old is None:
+      _old_jax.uninstall()

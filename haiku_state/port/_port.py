@@ -16,7 +16,7 @@ import tokenize
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from haiku_state.port import _documents, _rewrite
+from haiku_state.port import _documents, _modernize, _rewrite
 from haiku_state.port._documents import DocumentError
 from haiku_state.port._rewrite import Edit, Finding
 
@@ -104,7 +104,7 @@ def _files_in_folder(
     )
 
 
-def port(path: pathlib.Path) -> Ported:
+def port(path: pathlib.Path, modernize: bool = False) -> Ported:
   """Rewrites a file, and writes nothing.
 
   What comes out parses, and is what went in but for imports and, in a program
@@ -112,6 +112,8 @@ def port(path: pathlib.Path) -> Ported:
 
   Args:
     path: a program, a notebook, or a document.
+    modernize: whether to rewrite names that JAX has removed, too. What is found
+      is then found in what comes out.
 
   Raises:
     DocumentError: it has an error of syntax, or is no program.
@@ -122,7 +124,7 @@ def port(path: pathlib.Path) -> Ported:
   except OSError as e:
     raise DocumentError(f'{path}: {e.strerror or e}') from e
   try:
-    return _ported(path, before)
+    return _ported(path, before, modernize)
   except (DocumentError, ImportError):
     raise
   except Exception as e:  # One file must not keep the others from being ported.
@@ -132,10 +134,12 @@ def port(path: pathlib.Path) -> Ported:
     ) from e
 
 
-def _ported(path: pathlib.Path, before: bytes) -> Ported:
+def _ported(path: pathlib.Path, before: bytes, modernize: bool) -> Ported:
   kind = _documents.SUFFIXES.get(path.suffix)
   encoding = 'utf-8' if kind else _encoding(path, before)
   text = _decoded(path, before, encoding)
+  if modernize:
+    text = _modernized(path, kind, text)
   package = None
   if kind == 'notebook':
     edits, findings = _notebook_edits(text, str(path))
@@ -147,10 +151,24 @@ def _ported(path: pathlib.Path, before: bytes) -> Ported:
     findings = [(f'{path}:{f.line}', f) for f in found]
     if library and edits and _rewrite.wants_dicts(text):
       package = library
-  after = _rewrite.apply_edits(text, edits)
+  after = _modernize.apply(text, edits)
   if edits:
     _check(path, kind, text, after)
   return Ported(path, before, after.encode(encoding), tuple(findings), package)
+
+
+def _modernized(path: pathlib.Path, kind: str | None, text: str) -> str:
+  """Returns the text of a file without those names that JAX has removed."""
+  if kind is None:
+    return _rewrite.modernized(text, str(path))
+  if kind == 'notebook':
+    edits = _modern_notebook_edits(text, str(path))
+  else:
+    edits = _modern_document_edits(text, kind, str(path))
+  after = _modernize.apply(text, list(edits))
+  for source, where in _pieces(after, kind, str(path)):
+    _rewrite.check_parses(source, where)
+  return after
 
 
 def _package_of(path: pathlib.Path) -> pathlib.Path | None:
@@ -212,24 +230,51 @@ def _document_edits(
   """Returns what to change in the blocks of a document."""
   edits: list[Edit] = []
   findings: list[tuple[str, Finding]] = []
-  starts = [0] + [m.end() for m in re.finditer('\n', text)]
-  lines = text.split('\n')
+  before: list[ast.Module] = []
   for block in _blocks(text, kind, filename):
     for source, line in _documents.statements(block):
       try:
-        own, found = _rewrite.find_edits(source, filename, first=False)
+        own, found = _rewrite.find_edits(source, filename, False, before)
+        before.append(ast.parse(source))
       except DocumentError:
         own, found = [], []
         if _rewrite.THEIRS in source:
           found = [Finding(1, 'flax', False, _UNPARSED)]
       findings += [(f'{filename}:{line + f.line - 1}', f) for f in found]
-      for edit in own:
-        start, end = (
-          _place_in_document(source, place, lines, starts, line - 1)
-          for place in (edit.start, edit.end)
-        )
-        edits.append(Edit(start, end, edit.text))
+      edits += _in_document(text, source, line, own)
   return edits, findings
+
+
+def _modern_document_edits(
+  text: str, kind: str, filename: str
+) -> Iterator[Edit]:
+  """Returns what to change of names that JAX has removed."""
+  pieces = [
+    piece
+    for block in _blocks(text, kind, filename)
+    for piece in _documents.statements(block)
+  ]
+  sources = [source for source, _ in pieces]
+  # A line that is added would need what each line begins with.
+  found = _modernize.find_edits_of_pieces(sources, in_lines=False)
+  for (source, line), edits in zip(pieces, found):
+    yield from _in_document(text, source, line, edits)
+
+
+def _in_document(
+  text: str, source: str, line: int, edits: Sequence[Edit]
+) -> Iterator[Edit]:
+  """Returns edits of a piece of a document as edits of the document."""
+  if not edits:
+    return
+  starts = [0] + [m.end() for m in re.finditer('\n', text)]
+  lines = text.split('\n')
+  for edit in edits:
+    start, end = (
+      _place_in_document(source, place, lines, starts, line - 1)
+      for place in (edit.start, edit.end)
+    )
+    yield Edit(start, end, edit.text)
 
 
 _UNPARSED = 'The block cannot be parsed, and is left as it is.'
@@ -293,9 +338,11 @@ def _notebook_edits(
     with contextlib.suppress(SyntaxError, ValueError):
       trees.append(ast.parse(source))
   wanted = _rewrite.needs_dicts_line(trees, sources)
+  before: list[ast.Module] = []
   for (number, cell), source in zip(cells, sources):
     where = f'{filename}, cell {number}'
-    own, found = _rewrite.find_edits(source, where, first=False)
+    own, found = _rewrite.find_edits(source, where, False, before)
+    before.append(ast.parse(source))
     findings += [(f'{where}, line {f.line}', f) for f in found]
     if wanted and (own or _rewrite.OURS in source):
       program = _rewrite.Program(source, where)
@@ -304,6 +351,15 @@ def _notebook_edits(
         wanted = False
     edits += _edits_of_pieces(_joined(cell), source, own, cell)
   return edits, findings
+
+
+def _modern_notebook_edits(text: str, filename: str) -> Iterator[Edit]:
+  """Returns what to change of names that JAX has removed."""
+  cells = [cell for _, cell in _code_cells(text, filename)]
+  sources = [_documents.without_magics(_joined(cell)) for cell in cells]
+  found = _modernize.find_edits_of_pieces(sources, in_lines=True)
+  for cell, source, edits in zip(cells, sources, found):
+    yield from _edits_of_pieces(_joined(cell), source, edits, cell)
 
 
 def _joined(pieces: Sequence[_Piece]) -> str:
@@ -323,22 +379,29 @@ def _edits_of_pieces(
     pieces: the strings.
   """
   ours, theirs = _line_starts(source), _line_starts(original)
-  moved = []
-  for start, end, text in edits:
-    line = max(n for n, s in enumerate(ours) if s <= start)
-    shift = theirs[line] - ours[line]
-    moved.append(Edit(start + shift, end + shift, text))
+
+  def shifted(place: int) -> int:
+    line = max(n for n, s in enumerate(ours) if s <= place)
+    return place + theirs[line] - ours[line]
+
+  moved = [Edit(shifted(e.start), shifted(e.end), e.text) for e in edits]
   begin = 0
   for number, piece in enumerate(pieces):
     end = begin + len(piece.text)
     is_last = number == len(pieces) - 1
     own = [
-      Edit(e.start - begin, e.end - begin, e.text)
+      Edit(e.start - begin, min(e.end, end) - begin, e.text)
       for e in moved
       if begin <= e.start < end or (is_last and e.start == end)
     ]
+    # What is replaced may go on in the next ones.
+    own += [
+      Edit(0, min(e.end, end) - begin, '')
+      for e in moved
+      if e.start < begin < e.end
+    ]
     if own:
-      new = _rewrite.apply_edits(piece.text, own)
+      new = _modernize.apply(piece.text, own)
       yield Edit(piece.start, piece.end, json.dumps(new, ensure_ascii=False))
     begin = end
 

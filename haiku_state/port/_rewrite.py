@@ -9,10 +9,11 @@ from __future__ import annotations
 import ast
 import dataclasses
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from haiku_state.port import _documents, _expects, _names, _uses
+from haiku_state.port import _documents, _expects, _modernize, _names, _uses
+from haiku_state.port._modernize import Edit
 from haiku_state.port._names import OURS, THEIRS
 
 # Sets the kind of dicts that `init` and `apply` return.
@@ -20,26 +21,12 @@ _DICTS = f"{OURS}.config.update('flax_return_frozendict', False)"
 _SETS_DICTS = re.compile(r"update\(\s*['\"]flax_return_frozendict['\"]")
 
 
-class Edit(NamedTuple):
-  """A piece of text that is replaced.
-
-  Attributes:
-    start: where it begins.
-    end: where it ends.
-    text: what is written instead.
-  """
-
-  start: int
-  end: int
-  text: str
-
-
 class Finding(NamedTuple):
   """Something that people must look at.
 
   Attributes:
     line: its line, from 1.
-    name: the name of Flax.
+    name: the name of Flax, or of JAX.
     missing: whether it is not here, rather than otherwise.
     advice: what to do.
   """
@@ -48,6 +35,13 @@ class Finding(NamedTuple):
   name: str
   missing: bool
   advice: str
+
+  @property
+  def kind(self) -> str:
+    """What is the matter with it, as people are told."""
+    if _names.is_package(self.name, 'jax'):
+      return 'has been removed' if self.missing else 'is deprecated'
+    return 'is missing' if self.missing else 'differs'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,12 +57,15 @@ class Rewritten:
   findings: tuple[Finding, ...]
 
 
-def rewrite(text: str, filename: str = '<program>') -> Rewritten:
+def rewrite(
+  text: str, filename: str = '<program>', modernize: bool = False
+) -> Rewritten:
   """Rewrites the import lines of a program.
 
   Args:
     text: the program.
     filename: its name, for errors.
+    modernize: whether to rewrite names that JAX has removed, too.
 
   Returns:
     The new text, and the names that are missing or behave otherwise.
@@ -76,19 +73,53 @@ def rewrite(text: str, filename: str = '<program>') -> Rewritten:
   Raises:
     DocumentError: it has an error of syntax.
   """
+  if modernize:
+    text = modernized(text, filename)
   edits, findings = find_edits(text, filename)
-  return Rewritten(apply_edits(text, edits), tuple(findings))
+  return Rewritten(_modernize.apply(text, edits), tuple(findings))
 
 
-def apply_edits(text: str, edits: Sequence[Edit]) -> str:
-  """Returns a text with pieces replaced."""
-  for edit in sorted(edits, reverse=True):
-    text = text[: edit.start] + edit.text + text[edit.end :]
-  return text
+def modernized(text: str, filename: str) -> str:
+  """Returns a program without those names that JAX has removed.
+
+  Args:
+    text: the program.
+    filename: its name, for errors.
+
+  Raises:
+    DocumentError: it has an error of syntax.
+  """
+  _parsed_by_python(text, filename)
+  after = _modernize.apply(text, _modernize.find_edits(text))
+  check_parses(after, filename)
+  return after
+
+
+def check_parses(text: str, where: str) -> None:
+  """Raises unless a program that was rewritten can be parsed.
+
+  Args:
+    text: the program.
+    where: its name, for errors.
+
+  Raises:
+    DocumentError: it cannot.
+  """
+  try:
+    ast.parse(text)
+  except (SyntaxError, ValueError) as e:
+    raise _documents.DocumentError(
+      f'{where}: rewritten by --modernize it could not be parsed ({e}). Nothing'
+      ' is changed. Port it without --modernize, and write by hand what is'
+      ' reported.'
+    ) from e
 
 
 def find_edits(
-  text: str, filename: str, first: bool = True
+  text: str,
+  filename: str,
+  first: bool = True,
+  before: Iterable[ast.Module] = (),
 ) -> tuple[list[Edit], list[Finding]]:
   """Returns what to change in a program, and what to look at.
 
@@ -96,20 +127,24 @@ def find_edits(
     text: the program.
     filename: its name, for errors.
     first: whether a line that sets the kind of dicts may be added.
+    before: what runs before it in the same namespace.
 
   Raises:
     DocumentError: it has an error of syntax.
   """
-  if THEIRS not in text and OURS not in text:
-    _parsed_by_python(text, filename)
-    return [], []
   tree = _parsed_by_python(text, filename)
+  old = [
+    Finding(line, row.name, bool(row.gone), row.advice)
+    for line, row in _modernize.find_old(tree, before)
+  ]
+  if THEIRS not in text and OURS not in text:
+    return [], old
   program = Program(text, filename)
   edits = [edit for node in program.imports for edit in program.edits_of(node)]
   uses_ours = bool(edits) or program.imports_of(OURS)
   if first and uses_ours and needs_dicts_line([tree], [text]):
     edits.append(dicts_edit(program))
-  return edits, program.findings()
+  return edits, sorted([*program.findings(), *old])
 
 
 def _parsed_by_python(text: str, filename: str) -> ast.Module:
@@ -408,7 +443,8 @@ class Program:
         for place, name in zip(places, self._imported(node)):
           yield self.line(place), name
     # libcst knows this, too, in time that grows with the square.
-    yield from _uses.find_uses(ast.parse(self.text))
+    for use in _uses.find_uses(ast.parse(self.text)):
+      yield use.line, use.name
 
   def _by_text(self, call: Any) -> Finding | None:
     """Returns a finding for an import by a name in a string."""

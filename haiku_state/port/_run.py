@@ -20,7 +20,15 @@ from typing import NamedTuple, TextIO
 
 from haiku_state import _versions
 from haiku_state.configurations import config
-from haiku_state.port import _documents, _expects, _hook, _names, _startup
+from haiku_state.port import (
+  _documents,
+  _expects,
+  _hook,
+  _names,
+  _old_jax,
+  _old_names,
+  _startup,
+)
 
 # As Sphinx checks documents.
 _DOCTEST_FLAGS = (
@@ -35,6 +43,7 @@ def run_path(
   args: Sequence[str] = (),
   frozen: bool | None = None,
   log: TextIO | None = None,
+  old_jax: bool = True,
 ) -> int:
   """Runs a script or a document that was written for Flax.
 
@@ -48,8 +57,9 @@ def run_path(
     args: what the program finds in `sys.argv[1:]`.
     frozen: whether `init` and `apply` return FrozenDicts; None is what the
       program seems to expect.
-    log: where is told which blocks of a document failed, and what of it was
-      left out, by default `sys.stderr`.
+    log: where is told which blocks of a document failed, what of it was left
+      out, and which names of `old_jax` it used; by default `sys.stderr`.
+    old_jax: whether it finds names that JAX has removed, as for `installed`.
 
   Returns:
     0, or 1 if a block of a document failed.
@@ -59,7 +69,7 @@ def run_path(
     Exception: what a script raises.
   """
   with _surroundings():
-    return start_path(path, args, frozen, log)
+    return start_path(path, args, frozen, log, old_jax)
 
 
 def run_module(
@@ -67,6 +77,7 @@ def run_module(
   args: Sequence[str] = (),
   frozen: bool | None = None,
   log: TextIO | None = None,
+  old_jax: bool = True,
 ) -> int:
   """Runs a module by its name, as `python -m` does; see `run_path`.
 
@@ -75,7 +86,7 @@ def run_module(
     Exception: what the module raises.
   """
   with _surroundings():
-    return start_module(name, args, frozen, log)
+    return start_module(name, args, frozen, log, old_jax)
 
 
 def start_path(
@@ -83,6 +94,7 @@ def start_path(
   args: Sequence[str],
   frozen: bool | None,
   log: TextIO | None = None,
+  old_jax: bool = True,
 ) -> int:
   """Runs a file as `run_path` does, in a process that is the program's.
 
@@ -102,8 +114,8 @@ def start_path(
     _check_is_python(blocks[0])
   kind = _Kind.of(blocks, frozen)
   _enter(main, [str(path), *args], folder)
-  _prepare(kind.frozen)
-  with _shown_from_the_program():
+  _prepare(kind.frozen, old_jax)
+  with _shown_from_the_program(), _telling_of_old_names(log):
     if is_document:
       return _run_blocks(blocks, kind, path, sys.stderr if log is None else log)
     filename = getattr(main, '__file__', blocks[0].filename)
@@ -128,16 +140,20 @@ def start_module(
   args: Sequence[str],
   frozen: bool | None,
   log: TextIO | None = None,
+  old_jax: bool = True,
 ) -> int:
   """Runs a module as `run_module` does, in a process that is the program's."""
-  del log  # There is nothing to tell of a module.
   _put_first(os.getcwd())
   spec = _spec_of_module(name)
   assert spec.origin is not None
   kind = _Kind.of(_documents.read_blocks(spec.origin), frozen)
   _enter(_main_of_module(spec), [spec.origin, *args], os.getcwd())
-  _prepare(kind.frozen)
-  with _shown_from_the_program(), _advising(kind):
+  _prepare(kind.frozen, old_jax)
+  with (
+    _shown_from_the_program(),
+    _telling_of_old_names(log),
+    _advising(kind),
+  ):
     _execute(lambda: spec.loader.get_code(spec.name))  # type: ignore
   return 0
 
@@ -264,16 +280,17 @@ def _put_first(folder: str) -> None:
     sys.path[0] = folder
 
 
-def _prepare(frozen: bool) -> None:
+def _prepare(frozen: bool, old_jax: bool) -> None:
   """Installs the hook, here and in all processes that the program starts."""
   config.update('flax_return_frozendict', frozen)
   os.environ['FLAX_RETURN_FROZENDICT'] = str(frozen)
+  os.environ['HAIKU_STATE_OLD_JAX'] = str(old_jax)
   (startup,) = _startup.__path__
   before = os.environ.get('PYTHONPATH')
   folders = before.split(os.pathsep) if before else []
   if startup not in folders:
     os.environ['PYTHONPATH'] = os.pathsep.join([startup, *folders])
-  _hook.install()
+  _hook.install(old_jax)
 
 
 @contextlib.contextmanager
@@ -286,11 +303,14 @@ def _surroundings() -> Iterator[None]:
   if not _versions.IS_PATH_SAFE:
     sys.path.insert(0, '')
   was_installed = _hook.current() is not None
+  had_old_names = _old_jax.current() is not None
   try:
     yield
   finally:
     if not was_installed:
       _hook.uninstall()
+    elif not had_old_names:
+      _old_jax.uninstall()
     for name, value in environment.items():
       if value is None:
         os.environ.pop(name, None)
@@ -301,7 +321,7 @@ def _surroundings() -> Iterator[None]:
     sys.modules['__main__'], sys.argv, sys.path[:] = main, argv, path
 
 
-_VARIABLES = ('PYTHONPATH', 'FLAX_RETURN_FROZENDICT')
+_VARIABLES = ('PYTHONPATH', 'FLAX_RETURN_FROZENDICT', 'HAIKU_STATE_OLD_JAX')
 
 
 def _execute(code: Callable[[], types.CodeType]) -> None:
@@ -360,23 +380,87 @@ def _advising(kind: _Kind) -> Iterator[None]:
   try:
     yield
   except ImportError as e:
-    match = _CANNOT_IMPORT.match(str(e))
-    if match and _names.is_package(match.group(2), _names.OURS):
-      name = f'{_names.theirs(match.group(2))}.{match.group(1)}'
-      _versions.add_note(e, _names.missing_message(name))
+    if match := _CANNOT_IMPORT.match(str(e)):
+      if note := _on_missing(f'{match.group(2)}.{match.group(1)}'):
+        _versions.add_note(e, note)
     raise
   except Exception as e:
-    if isinstance(e, TypeError) and str(e).startswith('metaclass conflict'):
-      _versions.add_note(e, _ABOUT_METACLASSES)
+    for kind_of_error, words, note in _NOTES:
+      if isinstance(e, kind_of_error) and words.search(str(e)):
+        _versions.add_note(e, note)
     if hint := kind.hint_on(str(e)):
       _versions.add_note(e, hint)
     raise
+
+
+def _on_missing(name: str) -> str:
+  """Returns what to write instead of a name that cannot be imported."""
+  if _names.is_package(name, _names.OURS):
+    return _names.missing_message(_names.theirs(name))
+  row = _old_names.row_around(name)
+  return '' if row is None else _old_names.missing_message(row)
 
 
 _ABOUT_METACLASSES = (
   "Modules have a metaclass of their own, Haiku's. Derive yours from it: write"
   ' `class Registry(type(nn.Module)):` in place of `class Registry(type):`.'
 )
+
+_ABOUT_CELLS = (
+  'Until Flax 0.7 a recurrent cell took the size of its state from its carry.'
+  ' Write `nn.LSTMCell(features)`, and in place of'
+  ' `nn.LSTMCell.initialize_carry(rng, batch_dims, features)`'
+  ' `nn.LSTMCell(features).initialize_carry(rng, (*batch_dims, input_size))`.'
+)
+# What errors are about that do not say what to write, and what is.
+_NOTES = (
+  (TypeError, re.compile('^metaclass conflict'), _ABOUT_METACLASSES),
+  (TypeError, re.compile(r"Cell.*missing.*'features'"), _ABOUT_CELLS),
+  (AttributeError, re.compile("no attribute 'carry_init'"), _ABOUT_CELLS),
+)
+
+# --- Names that JAX has removed ----------------------------------------------
+
+
+@contextlib.contextmanager
+def _telling_of_old_names(log: TextIO | None) -> Iterator[None]:
+  """Tells at the end which names a program has used that JAX has not."""
+  try:
+    yield
+  finally:
+    for line in _on_old_names(_old_jax.used()):
+      print(line, file=sys.stderr if log is None else log)
+
+
+def _on_old_names(uses: Sequence[_old_jax.Use]) -> Iterator[str]:
+  """Returns the lines that tell of old names."""
+  if not uses:
+    return
+  yield 'haiku-state run: JAX has removed names that were put back for this run:'
+  places: dict[_old_names.Old, dict[str, None]] = {}
+  for use in sorted(uses, key=lambda use: (use.row.name, *use[1:])):
+    places.setdefault(use.row, {})[_shown(use)] = None
+  for row, found in ((row, list(found)) for row, found in places.items()):
+    more = f' and {len(found) - 3} more' if len(found) > 3 else ''
+    yield f'  {row.name} ({", ".join(found[:3])}{more}). {row.advice}'
+  if any(row.is_rewritten for row in places):
+    yield '`haiku-state port --modernize` rewrites most of them.'
+
+
+def _shown(use: _old_jax.Use) -> str:
+  """Returns a place for people: a file is told from here, if it is below."""
+  if example := _EXAMPLE.match(use.filename):
+    return example.group(1)
+  try:
+    path = pathlib.Path(use.filename).relative_to(os.getcwd())
+  except (ValueError, OSError):
+    path = use.filename
+  return f'{path}:{use.line}'
+
+
+# The name that doctest makes of that of a block.
+_EXAMPLE = re.compile(r'<doctest (.*)\[\d+\]>$')
+
 
 # --- Documents ---------------------------------------------------------------
 

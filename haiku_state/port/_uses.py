@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 
@@ -19,14 +19,29 @@ class Use(NamedTuple):
   Attributes:
     line: its line, from 1.
     name: the full name of what is imported.
+    imported: the part of it that is imported, as a full name.
+    node: where it stands.
+    scope: the scope around it.
   """
 
   line: int
   name: str
+  imported: str
+  node: ast.Attribute | ast.Name
+  scope: Scope
+
+  @property
+  def root(self) -> str:
+    """The name by which the program calls what is imported."""
+    at: ast.expr = self.node
+    while isinstance(at, ast.Attribute):
+      at = at.value
+    assert isinstance(at, ast.Name)
+    return at.id
 
 
 @dataclasses.dataclass(eq=False)
-class _Scope:
+class Scope:
   """What is bound in one module, class or function.
 
   Attributes:
@@ -38,47 +53,85 @@ class _Scope:
     found: what names stand for, as far as they were asked for.
   """
 
-  outer: _Scope | None
+  outer: Scope | None
   is_class: bool = False
   imports: dict[str, set[str]] = dataclasses.field(default_factory=dict)
   bound: set[str] = dataclasses.field(default_factory=set)
-  elsewhere: dict[str, _Scope | None] = dataclasses.field(default_factory=dict)
+  elsewhere: dict[str, Scope | None] = dataclasses.field(default_factory=dict)
   found: dict[str, set[str]] = dataclasses.field(default_factory=dict)
 
 
 _NOTHING: set[str] = set()
 
 
+class Import(NamedTuple):
+  """A statement that imports something.
+
+  Attributes:
+    node: the statement.
+    scope: the scope in which it binds names.
+  """
+
+  node: ast.Import | ast.ImportFrom
+  scope: Scope
+
+
 def find_uses(tree: ast.Module) -> Iterator[Use]:
   """Returns the dotted names that stand for something imported."""
+  return iter(read(tree)[0])
+
+
+def read(
+  tree: ast.Module, before: Iterable[ast.Module] = ()
+) -> tuple[list[Use], list[Import]]:
+  """Returns the names that stand for something imported, and the imports.
+
+  Args:
+    tree: the program.
+    before: what runs before it in the same namespace, such as other cells.
+  """
   finder = _Finder()
+  for other in before:
+    finder.visit(other)
+  finder.uses.clear()
+  finder.statements.clear()
   finder.visit(tree)
-  for scope, line, root, rest in finder.uses:
-    for name in _look_up(scope, root):
-      yield Use(line, name + rest)
+  uses = [
+    Use(node.lineno, name + rest, name, node, scope)
+    for scope, node, root, rest in finder.uses
+    for name in look_up(scope, root)
+  ]
+  return uses, finder.statements
 
 
-def _look_up(scope: _Scope, name: str) -> set[str]:
+def look_up(scope: Scope, name: str) -> set[str]:
   """Returns what a name may stand for, as far as that is imported."""
   if name not in scope.found:
-    at: _Scope | None = scope
-    while at is not None:
-      if name in at.elsewhere:
-        at = at.elsewhere[name]
-        continue
-      if name in at.bound and (at is scope or not at.is_class):
-        break
-      at = at.outer
+    at = binding(scope, name)
     scope.found[name] = at.imports.get(name, _NOTHING) if at else _NOTHING
   return scope.found[name]
+
+
+def binding(scope: Scope, name: str) -> Scope | None:
+  """Returns the scope in which a name is bound, None if it is in none."""
+  at: Scope | None = scope
+  while at is not None:
+    if name in at.elsewhere:
+      at = at.elsewhere[name]
+      continue
+    if name in at.bound and (at is scope or not at.is_class):
+      break
+    at = at.outer
+  return at
 
 
 class _Finder(ast.NodeVisitor):
   """Collects scopes, their bindings, and the names that are used in them."""
 
   def __init__(self) -> None:
-    self.module = self.scope = _Scope(None)
-    self.uses: list[tuple[_Scope, int, str, str]] = []
+    self.module = self.scope = Scope(None)
+    self.uses: list[tuple[Scope, ast.Attribute | ast.Name, str, str]] = []
+    self.statements: list[Import] = []
 
   def bind(self, name: str) -> None:
     scope = self.scope.elsewhere.get(name, self.scope) or self.module
@@ -87,7 +140,7 @@ class _Finder(ast.NodeVisitor):
   def within(self, nodes, is_class: bool = False, bound=()) -> None:
     """Visits nodes in a new scope."""
     outer = self.scope
-    self.scope = _Scope(outer, is_class)
+    self.scope = Scope(outer, is_class)
     self.scope.bound.update(bound)
     for node in nodes:
       self.visit(node)
@@ -103,23 +156,25 @@ class _Finder(ast.NodeVisitor):
       at = at.value
     if isinstance(at, ast.Name):
       rest = ''.join('.' + part for part in reversed(parts))
-      self.uses.append((self.scope, node.lineno, at.id, rest))
+      self.uses.append((self.scope, node, at.id, rest))
     else:
       self.visit(at)
 
   def visit_Name(self, node: ast.Name) -> None:
     if not isinstance(node.ctx, ast.Load):
       self.bind(node.id)
-    self.uses.append((self.scope, node.lineno, node.id, ''))
+    self.uses.append((self.scope, node, node.id, ''))
 
   # --- Bindings ---
 
   def visit_Import(self, node: ast.Import) -> None:
+    self.statements.append(Import(node, self.scope))
     for alias in node.names:
       first = alias.name.split('.')[0]
       self._import(alias.asname or first, alias.name if alias.asname else first)
 
   def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
+    self.statements.append(Import(node, self.scope))
     for alias in node.names:
       name = alias.asname or alias.name
       if node.level or name == '*':

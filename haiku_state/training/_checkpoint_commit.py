@@ -10,6 +10,7 @@ until its replacement is in place. `settle` clears up after a kill.
 import contextlib
 import hashlib
 import os
+import time
 from collections.abc import Callable
 
 from absl import logging
@@ -290,11 +291,11 @@ def remove_outdated(
     for newer in checkpoints[position:]:
       _remove_checkpoint(newer)
     del checkpoints[position:]
-  if len(checkpoints) <= keep:
-    return
-  for old in _not_apart(checkpoints[:-keep], keep_every_n_steps):
-    _remove_checkpoint(old)
-  _remove_remains(base_path, checkpoints[-keep])
+  if len(checkpoints) > keep:
+    for old in _not_apart(checkpoints[:-keep], keep_every_n_steps):
+      _remove_checkpoint(old)
+    _remove_remains(base_path, checkpoints[-keep])
+  _remove_remains(base_path, path, REMAINS_AGE)
 
 
 def newer_checkpoints(path: str, base_path: str) -> list[str]:
@@ -325,21 +326,56 @@ def _remove_checkpoint(path):
   discard(paths.hidden_path(path, 'checksum'))
 
 
-def _remove_remains(base_path, oldest_kept):
-  """Deletes what killed saves left behind from before a checkpoint."""
+# What a save has left unfinished is taken for that of a killed process when
+# nothing in it has been written for so many seconds.
+REMAINS_AGE = 3600.0
+
+
+def _remove_remains(base_path, checkpoint, age=None):
+  """Deletes what killed saves left behind.
+
+  Args:
+    base_path: directory and prefix of the checkpoints.
+    checkpoint: what is from before this one is deleted.
+    age: if given, only what is as old as that, in seconds, and then also what
+      is of this checkpoint. Object stores do not tell.
+  """
   directory, prefix = os.path.split(base_path)
   for name in paths.entries(directory):
     path = os.path.join(directory, name)
-    if (
-      name.startswith(prefix)
-      and _is_remainder(path)
-      and paths.natural_sort([path, oldest_kept])[0] == path
-    ):
+    if not name.startswith(prefix) or not _is_remainder(path):
+      continue
+    first = paths.natural_sort([_checkpoint_of(path), checkpoint])[0]
+    if age is None:
+      doomed = first != checkpoint
+    else:
+      doomed = first == _checkpoint_of(path) and _seconds_at_rest(path) > age
+    if doomed:
+      logging.info('Removing what a killed save has left at %s', path)
       discard(path)
 
 
 def _is_remainder(path):
   if paths.ORBAX_TMP in os.path.basename(path):
     return True
-  checkpoint = path.removesuffix(MP_ARRAY_POSTFIX)
+  checkpoint = _checkpoint_of(path)
   return checkpoint != path and not io.exists(paths.locate(checkpoint))
+
+
+def _checkpoint_of(path):
+  """Returns the path of the checkpoint to which a remainder belongs."""
+  directory, name = os.path.split(path)
+  name = name.split(paths.ORBAX_TMP)[0]
+  return os.path.join(directory, name.removesuffix(MP_ARRAY_POSTFIX))
+
+
+def _seconds_at_rest(path):
+  """Returns for how long nothing at a path has changed; 0 if not known."""
+  if io.io_mode != io.BackendMode.DEFAULT or not paths.is_local(path):
+    return 0.0
+  changed = []
+  for folder, _, files in os.walk(path):
+    for place in [folder, *(os.path.join(folder, file) for file in files)]:
+      with contextlib.suppress(OSError):  # Somebody else removes it, too.
+        changed.append(os.stat(place).st_mtime)
+  return time.time() - max(changed) if changed else 0.0

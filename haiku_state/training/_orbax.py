@@ -5,6 +5,13 @@ above write `import orbax` and find `orbax.checkpoint`. Where it is not, or is
 broken, who needs it is told.
 """
 
+import contextlib
+import re
+import warnings
+from collections.abc import Iterator
+
+from absl import logging
+
 try:
   import orbax.checkpoint as _  # noqa: F401
 except Exception:  # Whatever is wrong with it is told by `import_orbax`.
@@ -27,3 +34,35 @@ def import_orbax():
       " haiku_state.config.update('flax_use_orbax_checkpointing', False)."
     ) from error
   return orbax.checkpoint
+
+
+# What Orbax says of how it is called by this package: that programs which call
+# this package cannot change.
+_OF_THE_CALL = (
+  r'ParamInfo\(.*\) created with ts_context=None|Sharding info not provided'
+)
+_OF_TRANSFORMATIONS = 'The transformations API will eventually be replaced'
+
+
+@contextlib.contextmanager
+def quiet(transforms: bool = False) -> Iterator[None]:
+  """Keeps from users what Orbax says of calls that are not theirs.
+
+  Args:
+    transforms: whether the user has asked for transformations.
+  """
+  words = (
+    _OF_THE_CALL if transforms else f'{_OF_THE_CALL}|{_OF_TRANSFORMATIONS}'
+  )
+
+  def is_for_users(record) -> bool:
+    return re.match(words, record.getMessage()) is None
+
+  logger = logging.get_absl_logger()
+  logger.addFilter(is_for_users)
+  try:
+    with warnings.catch_warnings():
+      warnings.filterwarnings('ignore', words)
+      yield
+  finally:
+    logger.removeFilter(is_for_users)

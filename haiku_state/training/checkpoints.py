@@ -24,6 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
+import numpy as np
 from absl import logging
 
 from haiku_state import _versions, errors, io, serialization
@@ -33,6 +34,8 @@ from haiku_state.training import (
   _checkpoint_commit,
   _checkpoint_paths,
   _multiprocess_arrays,
+  _orbax,
+  _waiting,
   orbax_utils,
 )
 from haiku_state.training._checkpoint_paths import (
@@ -260,14 +263,19 @@ def save_checkpoint_multiprocess(
   async_manager: AsyncManager | None = None,
   gda_manager: 'GlobalAsyncCheckpointManager | None' = None,
   orbax_checkpointer: 'ocp.Checkpointer | None' = None,
+  *,
+  wait_limit: float | None = _waiting.LIMIT,
 ) -> str:
   """Saves a checkpoint from several processes into one directory.
 
   Every process calls it. The first writes what all of them hold, and deletes
   what is outdated; each writes its parts of arrays that span the processes.
 
+  A process that waits for the others says so after 60 seconds, and again every
+  60 seconds, in a warning of absl's log.
+
   Args:
-    ckpt_dir: as for `save_checkpoint`, and so are the next six and the last.
+    ckpt_dir: as for `save_checkpoint`, and so are the next six.
     target: see there.
     step: see there.
     prefix: see there.
@@ -278,32 +286,42 @@ def save_checkpoint_multiprocess(
     gda_manager: writes the arrays that span several processes, in the
       background, if the checkpoint is a msgpack file.
     orbax_checkpointer: if given, it writes the checkpoint.
+    wait_limit: seconds after which it is an error if not all processes have
+      come here; None for never. While Orbax writes, its own limits hold.
 
   Returns:
     The path of the checkpoint.
 
   Raises:
+    TimeoutError: other processes did not come within `wait_limit`.
     MPACheckpointingRequiredError: the target has an array that spans several
       processes, and there is neither `gda_manager` nor Orbax.
     InvalidCheckpointError: as `save_checkpoint`.
     ValueError: as `save_checkpoint`.
     ImportError: as `save_checkpoint`.
   """
-  from jax.experimental.multihost_utils import sync_global_devices
-
   jax.monitoring.record_event('/jax/flax/checkpoint/save')
   save = _plan(ckpt_dir, step, prefix, keep, overwrite, keep_every_n_steps)
-  sync_global_devices('Flax:Checkpoint:StartSave')
+
+  def meet(place: str) -> None:
+    _waiting.for_all_processes(
+      f'Flax:Checkpoint:{place}',
+      f'the other processes to save {save.path} ({place})',
+      wait_limit,
+    )
+
+  meet('StartSave')
   if async_manager:
     async_manager.wait_previous_save()
   if gda_manager:
     gda_manager.wait_until_finished()
-    sync_global_devices('Flax:Checkpoint:WaitLastSaveDone')
+    meet('WaitLastSaveDone')
   if config.flax_use_orbax_checkpointing or orbax_checkpointer:
-    _save_by_orbax(save, target, orbax_checkpointer)
+    with _waiting.told(f'Orbax to write {save.path} with the other processes'):
+      _save_by_orbax(save, target, orbax_checkpointer)
   else:
     _warn_of_msgpack()
-    _save_multiprocess_msgpack(save, target, async_manager, gda_manager)
+    _save_multiprocess_msgpack(save, target, async_manager, gda_manager, meet)
   _record_duration(_WRITE_EVENT, save.start_time)
   return save.path
 
@@ -352,7 +370,8 @@ def _save_by_orbax(save: _Save, target, checkpointer):
     if save.overwrite and _checkpoint_paths.is_local(save.path):
       _checkpoint_commit.set_aside(save.path)
   try:
-    checkpointer.save(save.path, target, force=save.overwrite)
+    with _orbax.quiet():
+      checkpointer.save(save.path, target, force=save.overwrite)
   except ValueError as error:
     _versions.add_note(
       error,
@@ -474,9 +493,9 @@ def _record_since_last(start_time):
 _last_start_time = time.time()  # Before the first save: of the program.
 
 
-def _save_multiprocess_msgpack(save: _Save, target, async_manager, gda_manager):
-  from jax.experimental.multihost_utils import sync_global_devices
-
+def _save_multiprocess_msgpack(
+  save: _Save, target, async_manager, gda_manager, meet
+):
   state_dict, arrays = _multiprocess_arrays.split(
     serialization.to_state_dict(target)
   )
@@ -485,9 +504,9 @@ def _save_multiprocess_msgpack(save: _Save, target, async_manager, gda_manager):
   if is_first:
     _checkpoint_commit.settle(save.base_path)
   # The one process may not begin to write while another still looks.
-  sync_global_devices('Flax:Checkpoint:Settled')
+  meet('Settled')
   _check_is_last(save)
-  sync_global_devices('Flax:Checkpoint:CheckOverwriteBeforeSave')
+  meet('CheckOverwriteBeforeSave')
   if arrays and not gda_manager:
     raise errors.MPACheckpointingRequiredError(save.path, save.step)
   if is_first:
@@ -499,7 +518,7 @@ def _save_multiprocess_msgpack(save: _Save, target, async_manager, gda_manager):
     return
   if is_first:
     _multiprocess_arrays.make_directories(arrays, save.tmp_path)
-  sync_global_devices('Flax:Checkpoint:AfterCreateMPADir')
+  meet('AfterCreateMPADir')
   _multiprocess_arrays.save(
     gda_manager,
     arrays,
@@ -587,7 +606,9 @@ def restore_checkpoint(
   Args:
     ckpt_dir: the directory of checkpoints, or the path of one.
     target: an object with the structure of the one that was saved, whose
-      leaves' values do not matter. Without it, the result is a nested dict.
+      leaves' values do not matter. Without it, the result is a nested dict; of
+      arrays that Orbax saved on devices that this program does not have, it
+      holds NumPy arrays.
     step: the step to restore. If not given, the highest.
     prefix: the beginning of the names of the checkpoints.
     parallel: whether to read a large msgpack file by several threads.
@@ -684,7 +705,8 @@ def _restore_by_orbax(path, target, checkpointer, transforms):
   ocp = import_orbax()
   checkpointer = checkpointer or _default_checkpointer()
   if target is None:
-    restored = checkpointer.restore(path, item=None)
+    with _orbax.quiet():
+      restored = _restore_without_target(path, checkpointer)
     return serialization.to_state_dict(restored)
   arguments: dict[str, Any] = {
     'restore_args': orbax_utils.restore_args_from_target(target)
@@ -693,8 +715,48 @@ def _restore_by_orbax(path, target, checkpointer, transforms):
     arguments['transforms'] = orbax_utils.maybe_construct_transformations(
       target, transforms
     )
-  restored = checkpointer.restore(path, item=target, **arguments)
+  with _orbax.quiet(transforms is not None):
+    restored = checkpointer.restore(path, item=target, **arguments)
   return _fill(target, serialization.to_state_dict(restored), path)
+
+
+def _restore_without_target(path, checkpointer):
+  """Restores arrays to where they were; as NumPy's if they were elsewhere.
+
+  Orbax notes the devices of each array. A program with other devices, or
+  fewer, has not those.
+  """
+  try:
+    return checkpointer.restore(path, item=None)
+  except Exception as error:
+    try:
+      arguments = _numpy_restore_args(checkpointer, path)
+      restored = checkpointer.restore(path, item=None, restore_args=arguments)
+    except Exception:
+      _versions.add_note(
+        error,
+        f'This is about the checkpoint {path}, which was restored without a'
+        ' target. Pass one: its arrays, or `jax.ShapeDtypeStruct`s with a'
+        ' `sharding`, say on which devices the restored ones go.',
+      )
+      raise error from None
+  logging.info('Restored %s, of other devices, as NumPy arrays.', path)
+  return restored
+
+
+def _numpy_restore_args(checkpointer, path):
+  """Makes arguments that ask for NumPy's arrays where JAX's were saved."""
+  ocp = import_orbax()
+  found = checkpointer.metadata(path)
+  found = getattr(found, 'item_metadata', found)
+  return jax.tree.map(
+    lambda x: (
+      ocp.RestoreArgs()
+      if getattr(x, 'sharding', None) is None
+      else ocp.RestoreArgs(restore_type=np.ndarray)
+    ),
+    getattr(found, 'tree', found),
+  )
 
 
 def _fill(target, state_dict, path):

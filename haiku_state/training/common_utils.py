@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from haiku_state import jax_utils
+
 
 def shard(xs):
   """Splits the leading dimension of each array over the local devices.
@@ -65,9 +67,7 @@ def get_metrics(device_metrics):
   Returns:
     One pytree of arrays [time, ...], computed from copies on the host.
   """
-  one_device = jax.tree.map(
-    lambda x: x.addressable_shards[0].data.squeeze(0), device_metrics
-  )
+  one_device = jax_utils.unreplicate(device_metrics)
   return stack_forest(jax.device_get(one_device))
 
 

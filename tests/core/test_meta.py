@@ -20,6 +20,7 @@ from haiku_state.core import meta
 from haiku_state.core.frozen_dict import freeze
 from haiku_state.core.meta import PARTITION_NAME, Partitioned
 
+KEYWORD_ONLY = inspect.Parameter.KEYWORD_ONLY
 NAMES = [
   'AxisMetadata',
   'PARTITION_NAME',
@@ -265,7 +266,9 @@ def test_same_signature_as_flax(flax_meta, name):
     (p.name, p.kind, p.default)
     for p in inspect.signature(f).parameters.values()
   ]
-  assert names(ours) == names(theirs)
+  more = {'get_partition_spec', 'get_sharding'}
+  found = [p for p in names(ours) if name not in more or p[1] != KEYWORD_ONLY]
+  assert found == names(theirs)
 
 
 def test_same_repr_as_flax(flax_meta):

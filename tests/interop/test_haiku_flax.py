@@ -72,27 +72,6 @@ def test_what_is_sown_is_kept():
   np.testing.assert_allclose(mean, X.mean(), 1e-6)
 
 
-class Lifted(nn.Module):
-  @nn.compact
-  def __call__(self, x):
-    return nn.remat(Sower)(name='inner')(x)
-
-
-@pytest.mark.parametrize('kind', [Sower, Lifted])
-def test_each_run_sows_anew(kind):
-  def twice(x):
-    sower = kind()
-    return sower(sower(x) + 1)
-
-  f = hk.transform_with_state(twice)
-  # Of each state Haiku's `init` returns the first value: here, one of two.
-  _, state = f.init(KEY, X)
-  for x in (X + 1, X + 2):
-    _, state = f.apply({}, state, None, x)
-    want = [x.mean(), x.mean() + 1]
-    np.testing.assert_allclose(jax.tree.leaves(state), want, 1e-6)
-
-
 @pytest.mark.parametrize('stream', ['haiku', 'apply', 'dropout', 'params'])
 def test_streams(stream):
   f = hk.transform(lambda x: hk.dropout(hk.next_rng_key(), 0.5, x))

@@ -24,7 +24,7 @@ def kinds(tree, nn):
   """Returns the tree with the boxes as text."""
   return jax.tree.map(
     lambda v: (
-      (type(v).__name__, getattr(v, 'names', None), jnp.shape(v.value))
+      (type(v).__name__, getattr(v, 'names', None), kinds(v.value, nn))
       if isinstance(v, nn.meta.AxisMetadata)
       else jnp.shape(v)
     ),

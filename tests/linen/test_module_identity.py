@@ -3,11 +3,20 @@
 import copy
 import dataclasses
 import functools
+import inspect
+import pickle
 from typing import Any
 
+import haiku as hk
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
 from module_compare import KEY, Programs, X, assert_same_as_flax, attempt
+
+from haiku_state import linen
+from haiku_state.training.train_state import TrainState
 
 programs = Programs()
 
@@ -200,3 +209,90 @@ def modules_as_keys_and_in_trees(nn, flax):
 @programs.parametrize()
 def test_same_as_flax(program):
   assert_same_as_flax(program)
+
+
+# --- Methods that are pure functions, which Flax compares by identity ---------
+
+
+class Net(linen.Module):
+  size: Any = 3
+
+  @linen.compact
+  def __call__(self, x):
+    return linen.Dense(3)(x)
+
+
+PURE = ('apply', 'init', 'init_with_output', 'lazy_init')
+
+
+@pytest.mark.parametrize('name', PURE)
+def test_equal_modules_have_equal_methods(name):
+  def of(model):
+    return getattr(model, name)
+
+  assert of(Net()) == of(Net()) and hash(of(Net())) == hash(of(Net()))
+  assert of(Net(1)) != of(Net(2)) and of(Net()) != of(Net(name='x'))
+  assert of(Net()) != Net().bind and of(Net()) != name
+  assert len({getattr(Net(), n) for n in PURE}) == len(PURE)
+  method = pickle.loads(pickle.dumps(of(Net())))
+  assert method == of(Net()) == copy.deepcopy(method)
+  assert (
+    method.__name__ == name and method.__doc__ == getattr(Net, name).__doc__
+  )
+  assert 'self' not in inspect.signature(method).parameters
+  assert name in repr(method)
+
+
+@pytest.mark.parametrize(
+  'make',
+  [
+    lambda: Net([1]),
+    lambda: Net(jnp.ones(2)),
+    lambda: Net().bind({}),
+    lambda: Net(linen.Sequential([])),
+  ],
+)
+def test_a_module_without_hash_is_equal_to_itself_only(make):
+  one, other = make(), make()
+  assert one.apply == one.apply and hash(one.apply) == hash(one.apply)
+  assert one.apply != other.apply and one.apply != Net().apply
+
+
+def test_a_module_of_haikus_run_is_equal_to_itself_only():
+  def fn():
+    one, other = Net(), Net()
+    assert one.apply == one.apply and hash(one.apply) == hash(one.apply)
+    return one.apply != other.apply
+
+  assert hk.transform(fn).apply({}, None)
+
+
+def test_a_module_made_anew_costs_no_trace():
+  traces, tx = [], optax.sgd(0.1)
+  variables = Net().init(KEY, X)
+
+  @jax.jit
+  def step(state):
+    traces.append(1)
+
+    def loss(params):
+      return state.apply_fn({'params': params}, X).sum()
+
+    return state.apply_gradients(grads=jax.grad(loss)(state.params))
+
+  state = TrainState.create(
+    apply_fn=Net().apply, params=variables['params'], tx=tx
+  )
+  state = state.replace(step=jnp.zeros((), jnp.int32))
+  for _ in range(4):
+    state = step(state.replace(apply_fn=Net().apply))
+  assert len(traces) == 1
+  step(state.replace(apply_fn=Net(4).apply))
+  assert len(traces) == 2
+
+
+def test_a_pure_method_says_what_to_call():
+  # As a bound method of Python does: it stands for its function.
+  assert Net().apply({}, method=Net().has_rng, name='x') is False
+  y, variables = Net().init_with_output(KEY, X)
+  np.testing.assert_array_equal(Net.apply(Net(), variables, X), y)

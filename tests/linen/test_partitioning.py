@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax_names import set_mesh
 from module_compare import KEY, Programs, X, assert_same_as_flax, attempt
 
 programs = Programs()
@@ -338,7 +339,7 @@ def layout_by_the_rules(nn, flax):
       return w, v.value
 
   mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ('x',))
-  with mesh, part.axis_rules((('a', 'x'), ('b', None))):
+  with set_mesh(mesh), part.axis_rules((('a', 'x'), ('b', None))):
     out = jax.jit(Foo().init_with_output)(KEY)
   arrays = jax.tree.leaves(out)
   return [[s.data.shape for s in x.addressable_shards] for x in arrays]

@@ -103,6 +103,45 @@ def test_logical_to_mesh(mesh):
   }
 
 
+UNKNOWN = {
+  'dense': {
+    'kernel': PartitionSpec('embed', 'mlp'),
+    'bias': PartitionSpec('mlp'),
+  },
+  'scale': PartitionSpec(None, UNCONSTRAINED, 'length'),
+  'step': None,
+}
+
+
+def test_a_name_without_a_rule_is_told(mesh):
+  with pytest.warns(UserWarning) as told:
+    shardings = spmd.logical_to_mesh_sharding(UNKNOWN, mesh, RULES)
+  (warning,) = told
+  text = str(warning.message)
+  for part in (
+    "'mlp' of ['dense']['bias'], ['dense']['kernel']",
+    repr(list(RULES)),
+  ):
+    assert part in text
+  # A rule that says None is one, and so is one whose axis is taken.
+  names, _ = text.split('The rules are')
+  assert 'length' not in names and 'embed' not in names
+  assert warning.filename == __file__
+  assert shardings['dense']['kernel'].spec == PartitionSpec('y', None)
+  with pytest.raises(ValueError, match="No rule for the logical name 'mlp'"):
+    spmd.logical_to_mesh_sharding(UNKNOWN, mesh, RULES, strict=True)
+
+
+def test_rules_of_all_names_are_not_told(mesh, recwarn):
+  rules = [*RULES, ('mlp', None)]
+  with logical_axis_rules(rules):
+    for kwargs in ({}, {'strict': True}):
+      spmd.logical_to_mesh_sharding(UNKNOWN, mesh, **kwargs)
+  assert not recwarn.list
+  with pytest.raises(ValueError, match=r"'embed'.*The rules are \[\]"):
+    spmd.logical_to_mesh_sharding(UNKNOWN, mesh, strict=True)
+
+
 @pytest.fixture
 def constraints():
   """Catches the constraints instead of applying them."""
@@ -237,7 +276,9 @@ def test_same_signature_as_flax(flax_spmd, name):
     (p.name, p.kind, str(p.default))
     for p in inspect.signature(f).parameters.values()
   ]
-  assert values(ours) == values(theirs)
+  more = [('strict', inspect.Parameter.KEYWORD_ONLY, 'False')]
+  has_more = name == 'logical_to_mesh_sharding'
+  assert values(ours) == values(theirs) + more * has_more
 
 
 def test_same_repr_as_flax(flax_spmd):

@@ -313,7 +313,7 @@ def rows():
         yield pytest.param(make, chosen, in_setup, id=f'{name}, {kind}, {how}')
 
 
-@pytest.mark.parametrize(('make', 'chosen', 'in_setup'), rows())
+@pytest.mark.parametrize(('make', 'chosen', 'in_setup'), list(rows()))
 def test_as_flax(make, chosen, in_setup):
   flax = pytest.importorskip('flax')
   import flax.linen  # noqa: F811

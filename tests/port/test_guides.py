@@ -7,10 +7,15 @@ import re
 import pytest
 
 from haiku_state.configurations import config
-from haiku_state.port import _names, run_path
+from haiku_state.port import _names, _old_names, run_path
 
 DOCS = pathlib.Path(__file__).parents[2] / 'docs'
-GUIDES = ['coming_from_flax', 'coming_from_haiku_flax', 'moving_weights']
+GUIDES = [
+  'coming_from_flax',
+  'coming_from_haiku_flax',
+  'flax_optim',
+  'moving_weights',
+]
 
 
 @pytest.mark.parametrize('name', GUIDES)
@@ -27,9 +32,13 @@ def test_guide_runs(name):
     config.update('flax_return_frozendict', before)
 
 
-def test_guide_prints_the_table():
-  text = (DOCS / 'coming_from_flax.md').read_text()
+@pytest.mark.parametrize(
+  'name, module',
+  [('coming_from_flax', _names), ('removed_names', _old_names)],
+)
+def test_guide_prints_the_table(name, module):
+  text = (DOCS / f'{name}.md').read_text()
   (table,) = re.findall(
     r'<!-- table -->\n(.*?)<!-- end of table -->', text, re.S
   )
-  assert table.strip() == _names.as_markdown()
+  assert table.strip() == module.as_markdown()

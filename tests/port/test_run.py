@@ -490,16 +490,25 @@ def test_processes_and_threads_and_exit_have_the_hook(tmp_path):
 
 
 @pytest.mark.parametrize(
-  'first', ['haiku', 'haiku_state', 'haiku.experimental', 'haiku_state.port']
+  'first',
+  ['haiku', 'haiku_state', 'haiku.experimental', 'haiku_state.port', 'jax']
+  + ['jax.numpy', 'jax.config'],
 )
 def test_order_of_imports_in_a_process(first):
   program = f"""
 import {first}, sys
+first = sys.modules[{first.split('.')[0]!r}]
 import flax.linen, haiku, haiku_state, importlib.metadata
 assert flax.linen is haiku_state.linen
 assert issubclass(haiku_state.linen.Module, haiku.Module)
 assert haiku.__spec__.name == 'haiku'
 assert haiku_state.__spec__.name == 'haiku_state'
+assert sys.modules[first.__name__] is first
+assert vars(first)['__spec__'].loader.__class__.__name__ != 'Loaded'
+assert haiku_state.core.scope.jax.jit is sys.modules['jax'].jit
+assert haiku_state.core.scope.jax is sys.modules['jax']
+assert haiku_state.core._haiku.hk is haiku
+sys.modules['jax'].tree_map
 assert importlib.metadata.version('flax') == flax.__version__
 assert not any(type(f).__module__ == 'sitecustomize' for f in sys.meta_path)
 """
@@ -520,7 +529,7 @@ def test_surroundings_come_back(tmp_path):
 
 
 USAGE = [
-  (['run'], 2, 'run [--dicts | --frozen] FILE [ARGS ...]'),
+  (['run'], 2, 'run [--dicts | --frozen] [--no-old-jax] FILE [ARGS ...]'),
   (['run', '-m'], 2, 'name of a program is missing'),
   (['--version'], 0, f'haiku_state {haiku_state.__version__}\n'),
   ([], 2, 'COMMAND'),
@@ -582,3 +591,17 @@ def test_what_is_left_out_is_told(tmp_path):
     f'{cell} 3: left out the cell %%html',
     f'{cell} 4: left out line 1: x?',
   ]
+
+
+CELLS_OF_2021 = [
+  'nn.LSTMCell()',
+  'nn.LSTMCell.initialize_carry(jax.random.PRNGKey(0), (2,), 4)',
+]
+
+
+@pytest.mark.parametrize('cell', CELLS_OF_2021)
+def test_cells_of_2021_say_what_to_write(tmp_path, cell):
+  path = write(tmp_path, 'a.py', f'import jax, flax.linen as nn\n{cell}')
+  with pytest.raises((TypeError, AttributeError)) as e:
+    run(path)
+  assert '`nn.LSTMCell(features)`' in told(e.value)

@@ -20,13 +20,10 @@ import pytest
 from haiku_state.configurations import config
 from haiku_state.training import _multiprocess_arrays, checkpoints
 
-pytestmark = [
-  pytest.mark.filterwarnings('ignore::DeprecationWarning'),
-  # Threads are killed, too.
-  pytest.mark.filterwarnings(
-    'ignore::pytest.PytestUnhandledThreadExceptionWarning'
-  ),
-]
+# Threads are killed, too.
+pytestmark = pytest.mark.filterwarnings(
+  'ignore::pytest.PytestUnhandledThreadExceptionWarning'
+)
 
 _CHANGES = {'os.rename', 'os.remove', 'os.rmdir', 'os.mkdir', 'os.link'}
 

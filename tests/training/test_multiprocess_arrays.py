@@ -14,7 +14,6 @@ from haiku_state.configurations import config
 from haiku_state.training import _multiprocess_arrays, checkpoints
 
 pytest.importorskip('tensorstore')
-pytestmark = pytest.mark.filterwarnings('ignore::DeprecationWarning')
 
 
 @pytest.fixture(autouse=True)

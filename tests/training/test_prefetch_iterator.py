@@ -5,8 +5,6 @@ import pytest
 
 from haiku_state.training.prefetch_iterator import PrefetchIterator
 
-pytestmark = pytest.mark.filterwarnings('ignore::DeprecationWarning')
-
 
 def test_warns():
   with pytest.warns(DeprecationWarning, match='`tf.data` prefetch method'):

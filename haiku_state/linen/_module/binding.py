@@ -22,7 +22,7 @@ from haiku_state.configurations import config
 from haiku_state.core import _frame, _haiku_run
 from haiku_state.core._run import Run, current_depth, rules_at
 from haiku_state.core.filters import DenyList
-from haiku_state.core.scope import IN_HAIKU, Scope, Sown
+from haiku_state.core.scope import IN_HAIKU, Scope
 from haiku_state.linen._module import submodules
 from haiku_state.linen._module.base import ModuleBase
 from haiku_state.linen._module.context import context
@@ -95,6 +95,8 @@ def _attach(module: ModuleBase, parent: ModuleBase) -> bool:
     name = f'{prefix}_{count}'
     vars(module)['name'] = name
     state.autoname_cursor[prefix] = count + 1
+  elif is_forced(name):
+    raise _forced_below(module, parent)
   assert parent.scope is not None
   # In a lifted transform setup runs again, on names that it took outside.
   reuse = state.in_setup and state.setup_called is SetupState.TRANSFORMED
@@ -106,6 +108,17 @@ def _attach(module: ModuleBase, parent: ModuleBase) -> bool:
   if not is_known:
     _check_haikus_names(parent, scope)
   return True
+
+
+def _forced_below(module: ModuleBase, parent: ModuleBase) -> ValueError:
+  kind, name = type(module).__name__, str(module.name).rpartition(':')[2]
+  return ValueError(
+    f'{kind}(name=hk.force_name("{name}")) in a method of'
+    f' {type(parent).__name__}: a forced name is for modules that lie outside of'
+    ' others, and a linen-style module lies below the one that makes it. To'
+    ' share its parameters make it once, outside, and pass the module on; to'
+    f' name it, write name="{name}".'
+  )
 
 
 def _check_haikus_names(parent: ModuleBase, scope: Scope) -> None:
@@ -260,7 +273,10 @@ def _free_modules_in_fields(module: ModuleBase) -> Iterator[ModuleBase]:
 
 
 def _name(module: ModuleBase, given: str | None) -> None:
+  wanted = None if is_forced(module.name) else haiku_name(module)
   name_by_haiku(module)
+  if wanted is not None:
+    _check_not_second(module, wanted)
   own = vars(module)
   own[GIVEN_NAME] = given
   own[_DEPTH] = current_depth()
@@ -319,6 +335,10 @@ def bind_in_haiku(module: ModuleBase) -> None:
     settle(module, scope)
 
 
+# Among the notes of a run: the whole names of modules from outside.
+_FROM_OUTSIDE = 'from outside'
+
+
 def _inside(module: ModuleBase) -> ModuleBase:
   """Returns the copy, in this run of Haiku, of a module from outside."""
   if '_id' not in vars(module):
@@ -328,23 +348,32 @@ def _inside(module: ModuleBase) -> ModuleBase:
   if copy is None:
     copy = module.clone(parent=detached)
     _name(copy, module.name)
-    _check_name(module, copy.module_name)
+    path, wanted = copy.module_name, haiku_name(module)
+    if not is_forced(module.name) and path.rpartition('/')[2] != wanted:
+      raise _depends_on_order(copy, wanted)
+    adopted.setdefault(_FROM_OUTSIDE, set()).add(path)
     adopted[module._id] = copy
     bind_in_haiku(copy)
   return copy
 
 
-def _check_name(module: ModuleBase, path: str) -> None:
-  """Raises if the name of a module from outside depends on the order of calls."""
-  wanted, given = haiku_name(module), path.rpartition('/')[2]
-  if is_forced(module.name) or given == wanted:
-    return
-  kind = type(module).__name__
-  raise ValueError(
-    f'{kind} was made outside of hk.transform, so that it is named when it is'
-    f' first called, but "{wanted}" is another module there: which of the two'
-    f' would be "{given}" would depend on the order of the calls. Make it inside'
-    ' of the transformed function, or give it a name of its own:'
+def _check_not_second(module: ModuleBase, wanted: str) -> None:
+  """Raises if Haiku numbered a name because one from outside came first."""
+  from_outside = _haiku_run.notes_if_any().get(_FROM_OUTSIDE)
+  if from_outside:
+    above, slash, name = module.module_name.rpartition('/')
+    if name != wanted and above + slash + wanted in from_outside:
+      raise _depends_on_order(module, wanted)
+
+
+def _depends_on_order(module: ModuleBase, wanted: str) -> ValueError:
+  """Returns the error of a name that depends on the order of calls."""
+  kind, name = type(module).__name__, module.module_name.rpartition('/')[2]
+  return ValueError(
+    f'Two modules want the name "{wanted}", and one of them was made outside of'
+    ' hk.transform, so that it is named when it is first called: which of the two'
+    f' would be "{name}" would depend on the order of the calls. Make both inside'
+    ' of the transformed function, or give this one a name of its own:'
     f' {kind}(..., name="my_{wanted}").'
   )
 
@@ -361,7 +390,7 @@ def _scope_in_haiku(module: ModuleBase) -> Scope:
     initializing = hk.running_init()
     hidden = ['intermediates'] if initializing else ['params', 'intermediates']
     mutable = DenyList(hidden)
-    flags = {'initializing': initializing, IN_HAIKU: Sown()}
+    flags = {'initializing': initializing, IN_HAIKU: True}
   shown = path.split('/')  # In errors, the path as Haiku prints it.
   scope = Scope({}, mutable=mutable, debug_path=shown, flags=flags)
   scope._run = Run.in_haiku(path, vars(module)[_DEPTH])

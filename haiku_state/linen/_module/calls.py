@@ -14,8 +14,11 @@ from haiku_state.core.filters import CollectionFilter, DenyList, union_filters
 from haiku_state.linen._module.base import CaptureFilter, ModuleBase
 from haiku_state.linen._module.context import context
 from haiku_state.linen._module.haiku_names import haiku_name
+from haiku_state.linen._module.pure_methods import BoundPureMethod
 
 DEFAULT_INIT_MUTABLE = DenyList('intermediates')
+
+_METHODS = types.MethodType, BoundPureMethod
 
 
 def _scope_function(
@@ -169,9 +172,7 @@ def resolve_method(
       return lambda m, *args, **kwargs: getattr(m, name)(*args, **kwargs)
   elif method is None:
     method = module.__call__
-  if isinstance(method, types.MethodType) and isinstance(
-    method.__self__, ModuleBase
-  ):
+  if isinstance(method, _METHODS) and isinstance(method.__self__, ModuleBase):
     method = method.__func__
   _check_takes_module(method)
   assert method is not None

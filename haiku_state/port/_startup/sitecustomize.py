@@ -3,7 +3,7 @@
 `haiku-state run` puts the folder of this file into `PYTHONPATH`, so that Python
 imports it wherever a program starts another process: `multiprocessing`, pools
 of workers, `subprocess`. It imports nothing but the standard library: a process
-that never asks for Flax pays nothing.
+that asks neither for Flax nor for JAX pays nothing.
 """
 
 import importlib.machinery
@@ -18,17 +18,21 @@ class Finder:
   """Installs the hook when it is first needed, and is gone from then on.
 
   Haiku imports Flax where it is installed. So the hook comes with Haiku, behind
-  what Haiku has imported, which it hides.
+  what Haiku has imported, which it hides. And it comes with JAX, since programs
+  import what JAX has removed before they import Flax.
   """
 
   def find_spec(self, fullname, path=None, target=None):
     """Returns what the hook finds, or what came with it."""
-    if fullname not in ('flax', 'haiku', 'haiku_state'):
+    if fullname not in ('flax', 'haiku', 'haiku_state', 'jax'):
       return None
     hook = self._make_way()
     if fullname in sys.modules:
-      loader = Loaded(sys.modules[fullname])
-      return importlib.machinery.ModuleSpec(fullname, loader)  # type: ignore
+      module = sys.modules[fullname]
+      spec = importlib.machinery.ModuleSpec(fullname, Loaded(module))  # type: ignore
+      # By the module's own, Python would run it once more, as a second module.
+      module.__spec__ = spec
+      return spec
     return hook.find_spec(fullname, path, target)
 
   def find_distributions(self, context):
@@ -47,7 +51,7 @@ class Finder:
       )
     from haiku_state.port import _hook
 
-    _hook.install()
+    _hook.install(os.environ.get('HAIKU_STATE_OLD_JAX') != 'False')
     hook = _hook.current()
     assert hook is not None
     return hook

@@ -1,0 +1,79 @@
+"""Programs as they were written in 2021 run as they are, and rewritten.
+
+They were written for this, in the manner of public training programs of the
+time that use `flax.optim`.
+"""
+
+import ast
+import io
+import pathlib
+import shutil
+
+import jax
+import pytest
+from layers_compare import quick_compilation as quick_compilation
+
+from haiku_state.port import _modernize, main, run_path
+
+FOLDER = pathlib.Path(__file__).parent / 'programs_of_2021'
+PROGRAMS = sorted(
+  path.name for path in FOLDER.iterdir() if path.suffix != '.pyc'
+)
+OPTIONS = {'images.py': ['half']}
+
+pytestmark = [
+  pytest.mark.filterwarnings('ignore::DeprecationWarning'),
+  pytest.mark.filterwarnings('ignore:Some donated buffers'),
+  pytest.mark.filterwarnings('ignore:jax.process_index has been renamed'),
+]
+
+
+def needs_extras(name):
+  if name != 'digits.md':
+    pytest.importorskip('msgpack')
+  if name in ('images.py', 'fields.py'):
+    pytest.importorskip('tensorboardX')
+
+
+@pytest.mark.parametrize('name', PROGRAMS)
+def test_runs_unchanged(name, tmp_path):
+  needs_extras(name)
+  (tmp_path / 'work').mkdir()
+  log = io.StringIO()
+  path = FOLDER / name
+  args = [str(tmp_path / 'work'), *OPTIONS.get(name, [])]
+  assert run_path(path, args, log=log) == 0, log.getvalue()
+  if not hasattr(jax, 'tree_map'):
+    assert 'jax.tree_map' in log.getvalue()
+
+
+@pytest.mark.parametrize('name', PROGRAMS)
+def test_all_that_it_needs_is_rewritten(name, tmp_path, capsys):
+  pytest.importorskip('libcst')
+  path = tmp_path / name
+  shutil.copy(FOLDER / name, path)
+  status = main(['port', '--modernize', '--write', str(path)])
+  # What there is to say and not to do.
+  left = [x for x in capsys.readouterr().out.splitlines() if 'removed' in x]
+  assert all('enable_omnistaging' in x for x in left), left
+  assert status == bool(left)
+  after = path.read_bytes()
+  main(['port', '--modernize', '--write', str(path)])
+  assert path.read_bytes() == after
+  if path.suffix == '.py':
+    found = _modernize.find_old(ast.parse(after))
+    assert {x.row.name for x in found} <= {'jax.config.enable_omnistaging'}
+
+
+def test_runs_rewritten(tmp_path):
+  pytest.importorskip('libcst')
+  pytest.importorskip('msgpack')
+  path = tmp_path / 'own_optimizer.py'
+  shutil.copy(FOLDER / path.name, path)
+  assert main(['port', '--modernize', '--write', str(path)]) == 0
+  assert (
+    b'flax.' in path.read_bytes() and b'import flax\n' not in path.read_bytes()
+  )
+  log = io.StringIO()
+  assert run_path(path, [str(tmp_path)], log=log, old_jax=False) == 0
+  assert log.getvalue() == ''
