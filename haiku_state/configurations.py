@@ -111,9 +111,14 @@ class Config:
     """
     name = f'flax_{var_name}'
     before = getattr(self, name)
-    self.update(name, var_value)
+    # Twice, for an error that comes in place of the first time. This file is
+    # also read alone: it imports nothing of ours.
     try:
-      yield
+      try:
+        self.update(name, var_value)
+        yield
+      finally:
+        self.update(name, before)
     finally:
       self.update(name, before)
 

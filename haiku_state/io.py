@@ -17,6 +17,7 @@ import os
 import shutil
 
 from haiku_state import errors
+from haiku_state._extents import restored
 
 
 class BackendMode(enum.Enum):
@@ -74,11 +75,9 @@ def override_mode(override: BackendMode):
     False
   """
   before = io_mode
-  set_mode(override)
-  try:
+  with restored(lambda: set_mode(before)):
+    set_mode(override)
     yield
-  finally:
-    set_mode(before)
 
 
 def set_mode(override: BackendMode):

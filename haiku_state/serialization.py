@@ -17,17 +17,16 @@ See https://flax.readthedocs.io/en/latest/api_reference/flax.serialization.html
 and https://github.com/msgpack/msgpack/blob/master/spec.md.
 """
 
-import contextlib
 import enum
 import re
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from haiku_state._extents import Extent, Extents
 from haiku_state._plain_arrays import check_content, short
 
 __all__ = [
@@ -61,22 +60,16 @@ class _AnyNamedTuple:
   """Stands for every NamedTuple class in the registry."""
 
 
-class _Path(threading.local):
-  """Where in the state dict this thread reads just now."""
+class _Path(Extent):
+  """Where in the state dict a thread reads just now."""
 
-  def __init__(self):
-    self.names: list[str] = []
+  __slots__ = ('names',)
 
-  @contextlib.contextmanager
-  def entered(self, name: str) -> Iterator[None]:
-    self.names.append(name)
-    try:
-      yield
-    finally:
-      self.names.pop()
+  def __init__(self, *names: str):
+    self.names = names
 
 
-_path = _Path()
+_path = Extents(_Path)
 
 
 def current_path() -> str:
@@ -90,7 +83,7 @@ def current_path() -> str:
   >>> current_path()
   ''
   """
-  return '/'.join(_path.names)
+  return '/'.join(_path.current().names)
 
 
 def register_serialization_state(
@@ -201,7 +194,7 @@ def from_state_dict(target: Any, state: Any, name: str = '.') -> Any:
   handler = _handler_of(target)
   if handler is None:
     return state
-  with _path.entered(name):
+  with _path.begin(_Path(*_path.current().names, name)):
     return handler[1](target, state)
 
 
@@ -402,6 +395,12 @@ def to_bytes(target: Any) -> bytes:
 def from_bytes(target: Any, encoded_bytes: bytes) -> Any:
   """Returns a copy of a target that has the values of saved bytes.
 
+  >>> import numpy as np
+  >>> from haiku_state import serialization
+  >>> data = serialization.to_bytes({'w': np.ones(2)})
+  >>> serialization.from_bytes({'w': np.zeros(2)}, data)
+  {'w': array([1., 1.])}
+
   Args:
     target: an object with the structure of the one that was saved.
     encoded_bytes: what `to_bytes` returned, here or in Flax.
@@ -453,6 +452,12 @@ def msgpack_serialize(pytree: Any, in_place: bool = False) -> bytes:
 
 def msgpack_restore(encoded_pytree: bytes) -> Any:
   """Reads a tree of dicts, lists and leaves from MessagePack bytes.
+
+  >>> import numpy as np
+  >>> from haiku_state import serialization
+  >>> data = serialization.msgpack_serialize({'w': np.ones(2)})
+  >>> serialization.msgpack_restore(data)
+  {'w': array([1., 1.])}
 
   Args:
     encoded_pytree: what `msgpack_serialize` or `to_bytes` returned, here

@@ -19,7 +19,7 @@ ROOT = pathlib.Path(haiku_state.__file__).parent
 
 # A module imports, when it is imported itself, only what stands before it.
 LAYERS = {
-  'words': '_versions errors configurations export typing ids _plain_arrays',
+  'words': '_extents _temporary_files _versions errors configurations export typing ids _plain_arrays',
   'trees': 'serialization struct core.frozen_dict traverse_util cursor',
   'arrays': 'jax_utils io traceback_util',
   'below the scope': """
@@ -101,7 +101,13 @@ APART = {
     'core.frozen_dict',
     'training.dynamic_scale',
   },
-  'port': {'_versions', 'configurations', 'errors'},
+  'port': {
+    '_extents',
+    '_temporary_files',
+    '_versions',
+    'configurations',
+    'errors',
+  },
   'metrics': set(),
 }
 

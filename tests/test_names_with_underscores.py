@@ -198,7 +198,7 @@ def test_same_as_flax(program):
 
 def test_running_module_belongs_to_the_thread():
   stack = linen.module._context.module_stack
-  assert stack == [None]
+  assert list(stack) == [None]
 
 
 def test_traversals_warn_of_their_deprecation():

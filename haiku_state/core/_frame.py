@@ -9,16 +9,15 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import haiku as hk
-import haiku.experimental as hk_experimental
 import jax
 import numpy as np
 
 from haiku_state import traceback_util
+from haiku_state._extents import Extent, Extents
 from haiku_state.core import _bundles
 from haiku_state.core._bundles import Bundles
 
@@ -72,31 +71,27 @@ def at(path: str, fn: Callable[..., Any], *args: Any) -> Any:
   if hk.current_name() == path:
     return fn(*args)
   # The scope is a module, which would describe itself at half of the cost.
-  was = hk_experimental.module_auto_repr(False)
-  try:
+  with hk.config.context(module_auto_repr=False):
     scope = hk.name_scope(hk.force_name(path))
-  finally:
-    hk_experimental.module_auto_repr(was)
-  before, _here.path = _here.path, path
-  try:
-    with scope:
-      return fn(*args)
-  finally:
-    _here.path = before
+  with _here.begin(_At(path)), scope:
+    return fn(*args)
 
 
-class _Here(threading.local):
-  """Where this thread is by a name scope of ours, told from those of users."""
+class _At(Extent):
+  """Where a thread is by a name scope of ours, told from those of users."""
 
-  path: str | None = None
+  __slots__ = ('path',)
+
+  def __init__(self, path: str | None = None):
+    self.path = path
 
 
-_here = _Here()
+_here = Extents(_At)
 
 
 def is_here(path: str) -> bool:
   """Returns whether a name is current because of `at`."""
-  return _here.path == path
+  return _here.current().path == path
 
 
 def read_param(path: str, key: str, shape: Any, dtype: Any) -> Any:
@@ -334,12 +329,8 @@ def _lifting(make: Callable[[], tuple[Bundles, Bundles]]) -> Callable[[], Any]:
     made.append(context.module)
     return next_f(*args, **kwargs)
 
-  was = hk_experimental.module_auto_repr(False)
-  try:
-    with hk.intercept_methods(take):
-      _, updater = hk.lift_with_state(make, name=LIFTED_NAME, allow_reuse=True)
-  finally:
-    hk_experimental.module_auto_repr(was)
+  with hk.config.context(module_auto_repr=False), hk.intercept_methods(take):
+    _, updater = hk.lift_with_state(make, name=LIFTED_NAME, allow_reuse=True)
   updater.ignore_update()
   lifting = made[-1]
   lifting.prefix_name = ''  # The names are whole ones.
@@ -425,13 +416,11 @@ def _values(read: Callable[[str, str], Any], path: str, keys: Any) -> Any:
 
 def frame_is_current() -> bool:
   """Returns whether Haiku's frame belongs to the JAX trace that is current."""
-  was = hk_experimental.check_jax_usage(True)
-  try:
-    # It checks first, and to reserve nothing changes nothing.
-    hk.reserve_rng_keys(0)
-  except ValueError as e:
-    # Haiku's error for a wrong trace is public by its name only.
-    return type(e).__name__ != 'JaxUsageError'
-  finally:
-    hk_experimental.check_jax_usage(was)
+  with hk.config.context(check_jax_usage=True):
+    try:
+      # It checks first, and to reserve nothing changes nothing.
+      hk.reserve_rng_keys(0)
+    except ValueError as e:
+      # Haiku's error for a wrong trace is public by its name only.
+      return type(e).__name__ != 'JaxUsageError'
   return True

@@ -6,9 +6,9 @@ start and taken at the end are bundles (`_bundles.py`).
 
 from __future__ import annotations
 
+import copy
 import functools
 import sys
-import threading
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ import jax
 import jax.core
 import jax.numpy as jnp
 
+from haiku_state._extents import Extent, Extents
 from haiku_state.core import _frame
 from haiku_state.core._bundles import Bundles
 
@@ -27,18 +28,37 @@ class _Noted(NamedTuple):
   """What was noted in a run.
 
   Attributes:
-    held: what Haiku holds until the run is over; None in a run of ours, which
-      takes its notes away itself.
+    held: what Haiku holds until the run is over; None in a run of ours.
     initializing: whether it is a run of `init`.
     notes: what was noted.
+    probe: what can be used in this run only, and Haiku does not know of.
   """
 
   held: Any
   initializing: bool
   notes: dict[Any, Any]
+  probe: Any = None
+
+  @classmethod
+  def of_haiku(cls) -> _Noted:
+    """Returns what is noted from here on in a run of Haiku's."""
+    _, updater = hk.lift_with_state(lambda: ({}, {}), name=_frame.LIFTED_NAME)
+    probe = copy.copy(updater)
+    updater.ignore_update()
+    return cls(updater, hk.running_init(), {}, probe)
+
+  def is_current(self) -> bool:
+    """Returns whether Haiku's run is the one that goes on."""
+    if self.held is None:
+      return self.initializing == hk.running_init()
+    try:
+      copy.copy(self.probe).ignore_update()
+    except ValueError:
+      return False
+    return True
 
   def is_over(self) -> bool:
-    """Returns whether Haiku's run has ended."""
+    """Returns whether Haiku's run has ended, and nothing is kept of it."""
     return self.held is not None and _references(self) == _ONE_REFERENCE
 
 
@@ -49,41 +69,48 @@ def _references(noted: _Noted) -> int:
 _ONE_REFERENCE = _references(_Noted(object(), False, {}))
 
 
-class _Notes(threading.local):
-  """The runs of this thread that noted something, the innermost last."""
+class _Notes(Extent):
+  """The runs that noted something, the innermost last.
 
-  def __init__(self) -> None:
-    self.runs: list[_Noted] = []
+  They are those of Haiku's in one of ours, which is the first, or outside.
+  """
+
+  __slots__ = ('runs',)
+
+  def __init__(self, *runs: _Noted) -> None:
+    self.runs = list(runs)
 
 
-_notes = _Notes()
+_notes = Extents(_Notes)
 
 
 def notes_of_run() -> dict[Any, Any]:
   """Returns a dict that is the same one during one run, of Haiku's or of ours.
 
-  Haiku shows no identity of a run. It keeps what updates the state of a lifted
-  function until the run is over, to see whether that was used.
+  Haiku shows no identity of a run, but what updates the state of a lifted
+  function can be used in one run only, and Haiku keeps it until that is over.
 
-  A run inside of another one, of the same kind, that asks first after that has,
-  gets the dict of the other. So does a run after one that failed, as long as its
-  traceback is kept.
+  A run inside of one of ours, of the same kind, gets the dict of ours.
   """
-  runs = _notes.runs
-  while runs and runs[-1].is_over():
-    runs.pop()
-  initializing = hk.running_init()
-  if not runs or runs[-1].initializing != initializing:
-    _, updater = hk.lift_with_state(lambda: ({}, {}), name=_frame.LIFTED_NAME)
-    updater.ignore_update()
-    runs.append(_Noted(updater, initializing, {}))
-  return runs[-1].notes
+  noted = _noted_here()
+  if noted is None:
+    noted = _Noted.of_haiku()
+    _notes.current().runs.append(noted)
+  return noted.notes
 
 
 def notes_if_any() -> Mapping[Any, Any]:
   """Returns `notes_of_run`, or nothing where nobody has asked for them."""
-  runs = _notes.runs
-  return notes_of_run() if runs and not runs[-1].is_over() else {}
+  noted = _noted_here()
+  return {} if noted is None else noted.notes
+
+
+def _noted_here() -> _Noted | None:
+  """Returns what is noted of the run that goes on, None if nothing is."""
+  runs = _notes.current().runs
+  while runs and runs[-1].is_over():
+    runs.pop()
+  return next((noted for noted in reversed(runs) if noted.is_current()), None)
 
 
 # --- One run -----------------------------------------------------------------
@@ -91,13 +118,8 @@ def notes_if_any() -> Mapping[Any, Any]:
 
 def _call(body: Callable[[], Any]) -> Any:
   """Calls what runs, with notes of its own."""
-  runs = _notes.runs
-  before = len(runs)
-  runs.append(_Noted(None, hk.running_init(), {}))
-  try:
+  with _notes.begin(_Notes(_Noted(None, hk.running_init(), {}))):
     return body()
-  finally:
-    del runs[before:]
 
 
 _RUN = hk.transform_with_state(_call)

@@ -115,11 +115,9 @@ def _unescaped(text: str) -> Any:
     name = _literal(literal)
     hash(name)
     return name
-  # The text may be made to do harm: any of these it can cause.
-  except (
-    *(ValueError, SyntaxError, TypeError, OverflowError),
-    *(MemoryError, RecursionError),
-  ):
+  # The text may be made to do harm: any of these it can cause. That memory or
+  # the stack end it cannot, at this length; it says nothing about the name.
+  except (ValueError, SyntaxError, TypeError, OverflowError):
     return None
 
 

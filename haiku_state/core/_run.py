@@ -8,7 +8,7 @@ thread answers for itself.
 
 from __future__ import annotations
 
-import threading
+import types
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import haiku as hk
 import jax
 
+from haiku_state._extents import Extent, Extents
 from haiku_state.core import _bundles, _haiku_run, _haiku_words, _names, tracers
 from haiku_state.core._in_haiku import InHaiku
 from haiku_state.core._in_run import InRun
@@ -27,22 +28,35 @@ from haiku_state.core.filters import CollectionFilter, in_filter
 Store = AtRest | InRun | InHaiku
 
 
-class _Thread(threading.local):
-  """What goes on in this thread.
+class _Going(Extent):
+  """What goes on in a thread.
 
   Attributes:
-    stores: where the variables of each run are that goes on here, by the run.
-    entered: what was taken into the frames of the runs, the innermost last.
-    token: an object that no other thread has, not even one that comes after.
+    stores: where the variables of each run are that goes on, by the run.
+    entered: what was taken into the frame of the innermost run.
+    depth: how many runs go on, one in the other.
   """
 
-  def __init__(self) -> None:
-    self.stores: dict[Run, Store] = {}
-    self.entered: list[list[_Entered]] = []
-    self.token = object()
+  __slots__ = ('stores', 'entered', 'depth')
+
+  def __init__(
+    self,
+    around: _Going | None = None,
+    stores: Mapping[Run, Store] = types.MappingProxyType({}),
+    entered: Sequence[_Entered] = (),
+  ):
+    self.entered = entered
+    if around is None:
+      self.stores: Mapping[Run, Store] = stores
+      self.depth = 0
+      return
+    # The frame of the run around is hidden.
+    hidden = {e.run: OutOfReach(e.frame) for e in around.entered}
+    self.stores = {**around.stores, **hidden, **stores}
+    self.depth = around.depth + 1
 
 
-_thread = _Thread()
+_thread = Extents(_Going)
 
 
 class Run:
@@ -61,7 +75,7 @@ class Run:
     self.root = Place(haiku_root)
     self.resting = resting
     self.owner: _Entered | None = None
-    self._depth = len(_thread.entered)
+    self._depth = current_depth()
 
   @classmethod
   def at_rest(cls, variables: Mapping[str, Any]) -> Run:
@@ -93,7 +107,10 @@ class Run:
   @property
   def store(self) -> Store:
     """Where the variables are now, for this thread."""
-    store = _thread.stores.get(self)
+    going = _thread.refs[-1]()
+    if going is None or not going._is_owned():
+      going = _thread.current()
+    store = going.stores.get(self)
     if store is None:
       owner = self.owner
       store = self.resting if owner is None else owner.from_outside()
@@ -102,7 +119,12 @@ class Run:
   @property
   def is_at_rest(self) -> bool:
     """Whether no run goes on in this thread."""
-    return self not in _thread.stores and type(self.resting) is AtRest
+    if type(self.resting) is not AtRest:
+      return False
+    going = _thread.refs[-1]()
+    if going is None or not going._is_owned():
+      going = _thread.current()
+    return self not in going.stores
 
   @property
   def is_in_haiku(self) -> bool:
@@ -111,7 +133,7 @@ class Run:
 
   def note_module(self, path: str) -> None:
     """Notes that a module of ours is at a place, in the run that goes on."""
-    store = _thread.stores.get(self)
+    store = _thread.current().stores.get(self)
     if type(store) is InRun:
       store.modules.add(path)
 
@@ -129,7 +151,7 @@ class Run:
     Raises:
       ValueError: it does.
     """
-    if len(_thread.entered) != self._depth:
+    if current_depth() != self._depth:
       raise ValueError(
         f'Module "{self.haiku_root}" belongs to the hk.transform around, whose'
         ' variables cannot be reached in a lifted transform, nor in init or'
@@ -201,13 +223,9 @@ def execute(
   entered = [_Entered(root) for root in resting]
   rng_root = next((root for root in resting if root.streams), None)
   rng = None if rng_root is None else _rng_of(rng_root)
-  stores = _thread.stores
-  hidden = _hide_current(stores)
-  for e in entered:
-    stores[e.run] = e.frame
-    if once:
+  if once:
+    for e in entered:
       e.run.owner = e
-  _thread.entered.append(entered)
 
   def whole() -> Any:
     out = body()
@@ -218,14 +236,13 @@ def execute(
     return out
 
   try:
-    out, params, state = _run(entered, rng, whole)
+    stores = {e.run: e.frame for e in entered}
+    with _thread.begin(_Going(_thread.current(), stores, entered)):
+      out, params, state = _run(entered, rng, whole)
   finally:
-    _thread.entered.pop()
-    for e in entered:
-      del stores[e.run]
-      e.run.owner = None
-    for e in hidden:
-      stores[e.run] = e.frame
+    if once:
+      for e in entered:
+        e.run.owner = None
   _check_made_anew(entered, state)
   # All of them, or none: each may find a mistake.
   rests = [
@@ -285,14 +302,14 @@ def _run(entered: list[_Entered], rng: Any, body: Callable[[], Any]) -> Any:
     return out, params, state
 
   def note(path: str, key: str, is_param: bool) -> None:
-    if _thread.entered[-1] is not entered:
+    if _thread.current().entered is not entered:
       return  # It is new in a run inside of this one.
     own = [e for e in entered if _names.is_below(path, e.path)]
     for e in own or entered[:1]:
       e.frame.note(e.path, path, key, is_param)
 
   def check(path: str) -> None:
-    if _thread.entered[-1] is entered:
+    if _thread.current().entered is entered:
       for e in entered:
         e.frame.check_place(path)
 
@@ -307,24 +324,12 @@ def _run(entered: list[_Entered], rng: Any, body: Callable[[], Any]) -> Any:
   return out, params, state
 
 
-def _hide_current(stores: dict[Run, Store]) -> list[_Entered]:
-  """Takes the run that goes on out of its frame, which is about to be hidden."""
-  current = _thread.entered[-1] if _thread.entered else []
-  for e in current:
-    stores[e.run] = OutOfReach(e.frame)
-  return current
-
-
 def _visit(run: Run, owner: _Entered, body: Callable[[], Any]) -> Any:
   """Calls `body` in a thread that is not the one in which the run goes on."""
-  _thread.stores[run] = owner.from_outside()
-  _thread.entered.append([])
-  try:
+  stores = {run: owner.from_outside()}
+  with _thread.begin(_Going(_thread.current(), stores)):
     # Haiku calls methods in a frame only; here it is an empty one.
     return _haiku_run.run_apply({}, {}, None, body)[0]
-  finally:
-    _thread.entered.pop()
-    del _thread.stores[run]
 
 
 class _Entered:
@@ -409,7 +414,7 @@ def _count_rng(root: Root) -> None:
 
 def current_depth() -> int:
   """Returns how many runs of ours go on in this thread, one in the other."""
-  return len(_thread.entered)
+  return _thread.current().depth
 
 
 def rules_at(path: str) -> tuple[CollectionFilter, bool] | None:
@@ -422,7 +427,7 @@ def rules_at(path: str) -> tuple[CollectionFilter, bool] | None:
     Which collections are mutable, and whether variables are made; None in
     somebody's `hk.transform`.
   """
-  for e in _thread.entered[-1] if _thread.entered else ():
+  for e in _thread.current().entered:
     if _names.is_below(path, e.path):
       return e.mutable, e.initializing
   return None
@@ -433,30 +438,45 @@ class Occupied:
 
   A module keeps track of its names and of its setup while it is used: two
   threads at once would mix them up. A thread takes the modules for as long as a
-  call of its own lasts; another one that comes meanwhile uses copies.
+  call of its own lasts; another one that comes meanwhile uses copies. So does
+  everybody after a call that was cut off while it kept track of something.
 
   Attributes:
     adopted: copies of modules from outside, by the id of the original.
   """
 
-  __slots__ = ('adopted', '_by')
+  __slots__ = ('adopted', '_by', '_taken')
 
   def __init__(self) -> None:
     self.adopted: weakref.WeakValueDictionary[Any, Any] = (
       weakref.WeakValueDictionary()
     )
-    self._by: dict[None, object] = {}
+    self._by: dict[None, Callable[[], Extent | None]] = {}
+    self._taken: Extent | None = None
 
   @property
   def is_mine(self) -> bool:
     """Whether this thread uses the modules."""
-    return self._by.get(None) is _thread.token
+    by = self._by.get(None)
+    use = None if by is None else by()
+    return use is not None and use._is_owned()
 
   def take(self) -> bool:
-    """Returns whether this thread may use the modules from here on."""
+    """Returns whether this thread may use the modules, from `use` on."""
+    use = Extent()
+    by = weakref.ref(use)
     # Python does this at once: of two threads one is the first.
-    return self._by.setdefault(None, _thread.token) is _thread.token
+    if self._by.setdefault(None, by) is not by:
+      return False
+    self._taken = use
+    return True
+
+  def use(self) -> Extent:
+    """Returns what a `with` statement is to enter, after `take`."""
+    use, self._taken = self._taken, None
+    assert use is not None
+    return use
 
   def release(self) -> None:
-    """Leaves the modules to the next thread that wants them."""
+    """Leaves the modules to the next one that wants them."""
     self._by.clear()

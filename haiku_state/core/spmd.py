@@ -13,6 +13,7 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from haiku_state import _versions
+from haiku_state._extents import restored
 from haiku_state._versions import Format
 from haiku_state.core import _specs, meta
 from haiku_state.typing import LogicalRules, Sharding
@@ -28,6 +29,12 @@ _rules = _Rules()
 def set_logical_axis_rules(rules: LogicalRules):
   """Sets the rules of this thread.
 
+  >>> import haiku_state.linen as nn
+  >>> nn.set_logical_axis_rules([('batch', 'data')])
+  >>> nn.get_logical_axis_rules()
+  [('batch', 'data')]
+  >>> nn.set_logical_axis_rules([])
+
   Args:
     rules: pairs of logical name and mesh axis, of which earlier ones go first.
   """
@@ -35,7 +42,13 @@ def set_logical_axis_rules(rules: LogicalRules):
 
 
 def get_logical_axis_rules() -> LogicalRules:
-  """Returns the rules of this thread."""
+  """Returns the rules of this thread.
+
+  >>> import haiku_state.linen as nn
+  >>> with nn.logical_axis_rules([('batch', 'data')]):
+  ...   nn.get_logical_axis_rules()
+  [('batch', 'data')]
+  """
   return _rules.current
 
 
@@ -55,11 +68,9 @@ def logical_axis_rules(rules: LogicalRules) -> Iterator[None]:
     ()
   """
   before = _rules.current
-  _rules.current = rules
-  try:
+  with restored(lambda: set_logical_axis_rules(before)):
+    set_logical_axis_rules(rules)
     yield
-  finally:
-    _rules.current = before
 
 
 def composite_rules(rule1, rule2):

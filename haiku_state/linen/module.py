@@ -233,6 +233,8 @@ class Module(ModuleBase, HaikuModule, metaclass=ModuleMeta):  # type: ignore
       elif context.interceptors and state.setup_called is SetupState.NEW:
         _check_setup(self)  # There is nothing to check, only to be seen.
       return
+    calls = context.current()
+    calls.half_done += 1
     try:
       state.in_setup = True
       for name in self._field_names:
@@ -245,6 +247,7 @@ class Module(ModuleBase, HaikuModule, metaclass=ModuleMeta):  # type: ignore
       state.in_setup = False
       if not shallow:
         state.setup_called = SetupState.DONE
+    calls.half_done -= 1
 
   # --- Attributes ---
 

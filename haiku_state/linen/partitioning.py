@@ -239,7 +239,7 @@ def get_axis_names(axes_metadata: Any) -> Any:
 def _running(module: Module | None) -> Module:
   """Returns the module that was given, or that whose method runs."""
   if module is None:
-    module = context.module_stack[-1]
+    module = context.current().module_stack[-1]
     assert module is not None, 'No method of a module is running.'
   return module
 
@@ -440,7 +440,7 @@ def _is_mutable(col: str) -> bool:
 
   Outside of all modules it is not known yet, and the answer is yes.
   """
-  module = context.module_stack[-1]
+  module = context.current().module_stack[-1]
   return module is None or module.is_mutable_collection(col)
 
 

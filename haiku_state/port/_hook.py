@@ -20,6 +20,7 @@ import sys
 import types
 from collections.abc import Callable, Iterator, Sequence
 
+from haiku_state._extents import restored
 from haiku_state.port import _names, _old_jax
 from haiku_state.port._names import OURS, THEIRS
 
@@ -181,10 +182,16 @@ def _no_module(name: str) -> ModuleNotFoundError:
   return ModuleNotFoundError(_names.missing_message(name))
 
 
-def _take_modules() -> dict[str, types.ModuleType]:
+def loaded() -> dict[str, types.ModuleType]:
+  """Returns `flax` and its submodules, of the modules that are loaded."""
+  modules = list(sys.modules.items())
+  return {n: module for n, module in modules if _names.is_package(n, THEIRS)}
+
+
+def _unload() -> None:
   """Removes `flax` and its submodules from the modules that are loaded."""
-  names = [n for n in sys.modules if _names.is_package(n, THEIRS)]
-  return {name: sys.modules.pop(name) for name in names}
+  for name in loaded():
+    del sys.modules[name]
 
 
 def current() -> _Finder | None:
@@ -200,6 +207,13 @@ def install(old_jax: bool = True) -> None:
   as. The real Flax, also one that was imported before, is out of reach. A name
   that is not here raises an error that says what to write instead.
 
+  >>> from haiku_state import linen, port
+  >>> port.install()
+  >>> import flax.linen as nn
+  >>> nn is linen
+  True
+  >>> port.uninstall()
+
   Args:
     old_jax: whether programs also find the names that JAX has removed, such as
       `jax.tree_map`, where they are small; see "Names that JAX has removed".
@@ -209,37 +223,71 @@ def install(old_jax: bool = True) -> None:
   if current() is not None:
     return
   finder = _Finder()
-  finder.hidden = _take_modules()
+  finder.hidden = loaded()
   sys.meta_path.insert(0, finder)
+  # From here on `uninstall` brings them back, whatever happens.
+  _unload()
   importlib.import_module(OURS)
 
 
 def uninstall() -> None:
-  """Makes `import flax` give Flax again, if it is installed, and JAX as it is."""
+  """Makes `import flax` give Flax again, if it is installed, and JAX as it is.
+
+  >>> from haiku_state import port
+  >>> port.install()
+  >>> port.uninstall()
+  """
   _old_jax.uninstall()
   finder = current()
   if finder is None:
     return
-  sys.meta_path.remove(finder)
-  finder.forget()
-  _take_modules()
-  sys.modules.update(finder.hidden)
+  put_back(finder.hidden)
+
+
+def put_back(hidden: dict[str, types.ModuleType]) -> None:
+  """Removes the hook, and makes `import flax` give what it gave before.
+
+  Args:
+    hidden: what was `loaded` then.
+  """
+  finder = current()
+  if finder is not None:
+    finder.forget()
+  _unload()
+  sys.modules.update(hidden)
+  if finder is not None:
+    # Last: until then this can be done again.
+    sys.meta_path.remove(finder)
 
 
 @contextlib.contextmanager
 def installed(old_jax: bool = True) -> Iterator[None]:
   """Installs the hook for the duration of a `with` block.
 
+  >>> from haiku_state import linen, port
+  >>> with port.installed():
+  ...   import flax.linen as nn
+  >>> nn is linen
+  True
+
   Args:
     old_jax: whether programs also find the names that JAX has removed, as for
       `install`.
   """
-  was, was_old = current(), _old_jax.current()
-  install(old_jax)
-  try:
+  with restored(as_it_is()):
+    install(old_jax)
     yield
-  finally:
-    if was is None:
-      uninstall()
-    elif was_old is None:
+
+
+def as_it_is() -> Callable[[], None]:
+  """Returns a function that removes what is not installed now."""
+  is_installed, has_old = current() is not None, _old_jax.current() is not None
+  hidden = loaded()
+
+  def restore() -> None:
+    if not has_old:
       _old_jax.uninstall()
+    if not is_installed:
+      put_back(hidden)
+
+  return restore

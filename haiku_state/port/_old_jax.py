@@ -22,7 +22,7 @@ import inspect
 import sys
 import types
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -88,9 +88,10 @@ def _function_with(name: str, arguments: dict[str, Old]) -> property:
 
   def get(module: types.ModuleType) -> Any:
     function = vars(module)[name]
-    if _asking(sys._getframe(1)) is None:
-      return function
+    return function if _asking(sys._getframe(1)) is None else taking(function)
 
+  @functools.cache  # What is asked for twice is one object, as it was.
+  def taking(function: Callable) -> Callable:
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
       for old in kwargs.keys() & arguments.keys():
@@ -103,7 +104,7 @@ def _function_with(name: str, arguments: dict[str, Old]) -> property:
     return call
 
   def put(module: types.ModuleType, value: object) -> None:
-    vars(module)[name] = value
+    vars(module)[name] = value  # As a program would have it.
 
   return property(get, put)
 
@@ -239,14 +240,16 @@ def install() -> None:
   if current() is not None:
     return
   finder = _Finder()
-  _put_on_configuration()
   for name in _PARENTS:
     with contextlib.suppress(ImportError):  # If it is gone: see `_Finder`.
       module = _imported(name)
       if type(module) is types.ModuleType:
-        module.__class__ = _with_old_arguments(module)
         finder.modules.append(module)
   sys.meta_path.append(finder)
+  # From here on `uninstall` puts them back, whatever happens.
+  _put_on_configuration()
+  for module in finder.modules:
+    module.__class__ = _with_old_arguments(module)
 
 
 def _put_on_configuration() -> None:
@@ -299,7 +302,6 @@ def uninstall() -> list[Use]:
   finder = current()
   if finder is None:
     return []
-  sys.meta_path.remove(finder)
   for module in finder.modules:
     module.__class__ = types.ModuleType
   for name in finder.found:
@@ -307,6 +309,8 @@ def uninstall() -> list[Use]:
     sys.modules.pop(name, None)
     vars(sys.modules[parent]).pop(last, None)
   _take_off_configuration()
+  # Last: until then it can be called again.
+  sys.meta_path.remove(finder)
   return list(finder.used)
 
 

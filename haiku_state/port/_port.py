@@ -11,11 +11,11 @@ import os
 import pathlib
 import re
 import shutil
-import tempfile
 import tokenize
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from haiku_state._temporary_files import create, temporary_path
 from haiku_state.port import _documents, _modernize, _rewrite
 from haiku_state.port._documents import DocumentError
 from haiku_state.port._rewrite import Edit, Finding
@@ -484,9 +484,9 @@ def write(ported: Ported) -> None:
   """
   path = ported.path.resolve()  # A link stays a link.
   _remove_remains(path.parent)
-  handle, name = tempfile.mkstemp(prefix=_temporary_prefix(), dir=path.parent)
+  name = temporary_path(path.parent, _TEMPORARY_PREFIX)
   try:
-    with os.fdopen(handle, 'wb') as file:
+    with create(name, 0o600) as file:
       file.write(ported.after)
       file.flush()
       os.fsync(file.fileno())
@@ -546,11 +546,8 @@ def _write_all(file: Any, content: bytes) -> None:
   os.fsync(file.fileno())
 
 
-_TEMPORARY = re.compile(r'\.haiku_state-port-(\d+)-\w+')
-
-
-def _temporary_prefix() -> str:
-  return f'.haiku_state-port-{os.getpid()}-'
+_TEMPORARY_PREFIX = '.haiku_state-port-'
+_TEMPORARY = re.compile(rf'{re.escape(_TEMPORARY_PREFIX)}(\d+)-\w+')
 
 
 @functools.cache

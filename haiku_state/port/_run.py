@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TextIO
 
 from haiku_state import _versions
+from haiku_state._extents import restored
 from haiku_state.configurations import config
 from haiku_state.port import (
   _documents,
@@ -51,6 +52,14 @@ def run_path(
   that the program starts. The blocks of a document run in order in one
   namespace; one that fails is shown, and the next runs all the same.
 
+  >>> import pathlib, tempfile
+  >>> from haiku_state import port
+  >>> path = pathlib.Path(tempfile.mkdtemp()) / 'program.py'
+  >>> _ = path.write_text('import flax.linen as nn; print(nn.Dense(2).name)')
+  >>> port.run_path(path)
+  None
+  0
+
   Args:
     path: the file: a script, or a document with the suffix `.rst`, `.txt`,
       `.md` or `.ipynb`; `-` is the standard input.
@@ -80,6 +89,17 @@ def run_module(
   old_jax: bool = True,
 ) -> int:
   """Runs a module by its name, as `python -m` does; see `run_path`.
+
+  >>> import pathlib, sys, tempfile
+  >>> from haiku_state import port
+  >>> folder = pathlib.Path(tempfile.mkdtemp())
+  >>> path = folder / 'program.py'
+  >>> _ = path.write_text('import flax; print(flax.__name__)')
+  >>> sys.path.insert(0, str(folder))
+  >>> port.run_module('program')
+  flax
+  0
+  >>> sys.path.remove(str(folder))
 
   Raises:
     DocumentError: there is no such module.
@@ -300,17 +320,10 @@ def _surroundings() -> Iterator[None]:
   excepthook = sys.excepthook
   frozen = config.flax_return_frozendict
   environment = {x: os.environ.get(x) for x in _VARIABLES}
-  if not _versions.IS_PATH_SAFE:
-    sys.path.insert(0, '')
-  was_installed = _hook.current() is not None
-  had_old_names = _old_jax.current() is not None
-  try:
-    yield
-  finally:
-    if not was_installed:
-      _hook.uninstall()
-    elif not had_old_names:
-      _old_jax.uninstall()
+  remove_hook = _hook.as_it_is()
+
+  def restore():
+    remove_hook()
     for name, value in environment.items():
       if value is None:
         os.environ.pop(name, None)
@@ -319,6 +332,11 @@ def _surroundings() -> Iterator[None]:
     config.update('flax_return_frozendict', frozen)
     sys.excepthook = excepthook
     sys.modules['__main__'], sys.argv, sys.path[:] = main, argv, path
+
+  with restored(restore):
+    if not _versions.IS_PATH_SAFE:
+      sys.path.insert(0, '')
+    yield
 
 
 _VARIABLES = ('PYTHONPATH', 'FLAX_RETURN_FROZENDICT', 'HAIKU_STATE_OLD_JAX')

@@ -9,9 +9,9 @@ until its replacement is in place. `settle` clears up after a kill.
 
 import contextlib
 import hashlib
+import io as python_io
 import os
 import time
-from collections.abc import Callable
 
 from absl import logging
 
@@ -20,7 +20,53 @@ from haiku_state.training import _checkpoint_paths as paths
 from haiku_state.training._checkpoint_paths import MP_ARRAY_POSTFIX
 
 
-def hold(tmp_path: str) -> Callable[[], None]:
+class Hold(python_io.FileIO):
+  """The one writer of a prefix, until the file is closed.
+
+  `with` closes it in one step, whatever comes in between.
+
+  Args:
+    path: the file that is about to be written.
+  """
+
+  def __init__(self, path: str):
+    super().__init__(path, 'a')
+    self._path = path
+
+  def again(self) -> 'Hold':
+    """Returns another one, for another thread, of the same lock."""
+    other = Hold(self._path)
+    os.dup2(self.fileno(), other.fileno(), inheritable=False)
+    return other
+
+  def let_go(self) -> None:
+    """Lets others write, and removes the file if it is still there."""
+    if self.closed:
+      return
+    if _is_at(self.fileno(), self._path):
+      os.unlink(self._path)
+    # A process that was forked meanwhile has the descriptor, too.
+    with contextlib.suppress(OSError, ImportError):
+      import fcntl
+
+      fcntl.flock(self.fileno(), fcntl.LOCK_UN)
+    self.close()
+
+
+class _NoHold(contextlib.nullcontext):
+  """Stands for a hold where files cannot be locked."""
+
+  def __init__(self):
+    super().__init__(self)
+
+  def again(self) -> '_NoHold':
+    return self
+
+  def let_go(self) -> None:
+    pass
+
+
+def hold(tmp_path: str) -> Hold | _NoHold:
   """Makes this the one writer of a prefix; another one gets an error.
 
   The file that is about to be written is locked; a process that is killed holds
@@ -31,8 +77,7 @@ def hold(tmp_path: str) -> Callable[[], None]:
     tmp_path: the file, which is made with its directory.
 
   Returns:
-    A function that lets others write, and removes the file if it is still
-    there.
+    What is to be let go, in a `with` statement.
 
   Raises:
     ConcurrentSaveError: somebody else is writing.
@@ -40,24 +85,25 @@ def hold(tmp_path: str) -> Callable[[], None]:
   try:
     import fcntl
   except ImportError:  # Not on Windows.
-    return lambda: None
+    return _NoHold()
   if io.io_mode != io.BackendMode.DEFAULT or not paths.is_local(tmp_path):
-    return lambda: None
+    return _NoHold()
   io.makedirs(os.path.dirname(tmp_path) or '.')
   while True:
-    descriptor = os.open(tmp_path, os.O_RDWR | os.O_CREAT, 0o666)
+    held = Hold(tmp_path)
     try:
-      fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      os.close(descriptor)
-      raise errors.ConcurrentSaveError(tmp_path) from None
-    except OSError:  # A file system without locks.
-      pass
-    # Between the two another writer may have given the file its name.
-    if _is_at(descriptor, tmp_path):
-      held = [descriptor]
-      return lambda: _let_go(held, tmp_path)
-    os.close(descriptor)
+      with contextlib.suppress(OSError):  # A file system without locks.
+        try:
+          fcntl.flock(held.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+          raise errors.ConcurrentSaveError(tmp_path) from None
+      # Between the two another writer may have given the file its name.
+      if _is_at(held.fileno(), tmp_path):
+        return held
+    except BaseException:
+      held.close()
+      raise
+    held.close()
 
 
 def _is_at(descriptor: int, path: str) -> bool:
@@ -65,22 +111,6 @@ def _is_at(descriptor: int, path: str) -> bool:
     return os.path.samestat(os.fstat(descriptor), os.stat(path))
   except FileNotFoundError:
     return False
-
-
-def _let_go(held: list[int], tmp_path: str) -> None:
-  if not held:
-    return  # It may be called again.
-  import fcntl
-
-  descriptor = held.pop()
-  try:
-    if _is_at(descriptor, tmp_path):
-      os.unlink(tmp_path)
-  finally:
-    # A process that was forked meanwhile has the descriptor, too.
-    with contextlib.suppress(OSError):
-      fcntl.flock(descriptor, fcntl.LOCK_UN)
-    os.close(descriptor)
 
 
 def write_file(path: str, data: bytes) -> None:

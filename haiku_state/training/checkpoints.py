@@ -274,6 +274,15 @@ def save_checkpoint_multiprocess(
   A process that waits for the others says so after 60 seconds, and again every
   60 seconds, in a warning of absl's log.
 
+  >>> import tempfile
+  >>> from haiku_state.training import checkpoints
+  >>> folder = tempfile.mkdtemp()
+  >>> import numpy as np
+  >>> target = {'w': np.ones(1)}
+  >>> path = checkpoints.save_checkpoint_multiprocess(folder, target, step=3)
+  >>> checkpoints.restore_checkpoint(folder, target={'w': np.zeros(1)})
+  {'w': array([1.])}
+
   Args:
     ckpt_dir: as for `save_checkpoint`, and so are the next six.
     target: see there.
@@ -365,7 +374,9 @@ def _save_by_orbax(save: _Save, target, checkpointer):
     )
   # Orbax waits for all processes first, so none looks before this is done.
   if jax.process_index() == 0:
-    _checkpoint_commit.hold(save.tmp_path)()  # Removes what a kill has left.
+    _checkpoint_commit.hold(
+      save.tmp_path
+    ).let_go()  # Removes what a kill has left.
     _checkpoint_commit.settle(save.base_path)
     if save.overwrite and _checkpoint_paths.is_local(save.path):
       _checkpoint_commit.set_aside(save.path)
@@ -428,24 +439,27 @@ def _warn_of_msgpack():
 
 
 def _save_by_msgpack(save: _Save, target, async_manager, checksum: bool):
-  let_go = _checkpoint_commit.hold(save.tmp_path)
-  try:
-    _checkpoint_commit.settle(save.base_path)
-    _check_is_last(save)
-    data = serialization.to_bytes(target)
+  with _checkpoint_commit.hold(save.tmp_path) as held:
+    try:
+      _checkpoint_commit.settle(save.base_path)
+      _check_is_last(save)
+      data = serialization.to_bytes(target)
+      own = held.again() if async_manager else held
+      note = data if checksum else None
+      _run(async_manager, functools.partial(_write_held, own, save, data, note))
+    except BaseException:
+      held.let_go()
+      raise
 
-    def write():
-      try:
-        _checkpoint_commit.note_checksum(save.path, data if checksum else None)
-        _write(save, data)
-      finally:
-        let_go()
 
-    _run(async_manager, write)
-  except BaseException:
-    # The task that has begun lets go itself; it can be done only once.
-    let_go()
-    raise
+def _write_held(held: _checkpoint_commit.Hold, save: _Save, data: bytes, note):
+  """Writes the file, and lets others write when it is there."""
+  with held:
+    try:
+      _checkpoint_commit.note_checksum(save.path, note)
+      _write(save, data)
+    finally:
+      held.let_go()
 
 
 def _check_is_last(save: _Save):
@@ -545,6 +559,15 @@ def latest_checkpoint(
 ) -> str | None:
   """Returns the path of the checkpoint with the highest step.
 
+  >>> import tempfile
+  >>> from haiku_state.training import checkpoints
+  >>> folder = tempfile.mkdtemp()
+  >>> print(checkpoints.latest_checkpoint(folder))
+  None
+  >>> path = checkpoints.save_checkpoint(folder, {'w': 1.0}, step=3)
+  >>> checkpoints.latest_checkpoint(folder) == path
+  True
+
   Args:
     ckpt_dir: the directory.
     prefix: the beginning of the names of the checkpoints.
@@ -567,6 +590,14 @@ def available_steps(
   step_type: type = int,
 ) -> list[int | float]:
   """Lists the steps of which there are checkpoints.
+
+  >>> import tempfile
+  >>> from haiku_state.training import checkpoints
+  >>> folder = tempfile.mkdtemp()
+  >>> for step in (1, 2, 3):
+  ...   _ = checkpoints.save_checkpoint(folder, {'w': 1.0}, step, keep=2)
+  >>> checkpoints.available_steps(folder)
+  [2, 3]
 
   Args:
     ckpt_dir: the directory.

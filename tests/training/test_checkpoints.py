@@ -700,13 +700,13 @@ def test_a_fault_leaves_no_file_behind(tmp_path, monkeypatch, msgpack_files):
 
 def test_the_second_writer_gets_an_error(tmp_path, msgpack_files):
   pytest.importorskip('fcntl')
-  let_go = _checkpoint_commit.hold(str(tmp_path / 'checkpoint_tmp'))
+  held = _checkpoint_commit.hold(str(tmp_path / 'checkpoint_tmp'))
   for step in (1, 2):
     with pytest.raises(errors.ConcurrentSaveError, match='checkpoint_tmp'):
       checkpoints.save_checkpoint(tmp_path, _state(1), step)
   checkpoints.save_checkpoint(tmp_path, _state(1), 1, prefix='other_')
-  let_go()
-  let_go()
+  held.let_go()
+  held.let_go()
   assert os.listdir(tmp_path) == ['other_1']
   checkpoints.save_checkpoint(tmp_path, _state(1), 1)
 

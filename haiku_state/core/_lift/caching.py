@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 import jax
 
 from haiku_state import traverse_util
+from haiku_state._extents import restored
 from haiku_state.core._lift.packing import Pack, lifted
 from haiku_state.core._names import OUTSIDE, is_below, is_outside
 from haiku_state.core.filters import (
@@ -25,23 +26,23 @@ A = TypeVar('A')
 
 
 class TransformContext(threading.local, Generic[A]):
-  """A stack of values for a function that JAX calls when it pleases."""
+  """A value for a function that JAX calls when it pleases."""
 
   def __init__(self) -> None:
-    self.stack: list[A] = []
+    self._value: A | None = None
 
   @contextlib.contextmanager
   def push(self, a: A) -> Iterator[None]:
     """Returns a context in which `get` returns `a`."""
-    self.stack.append(a)
-    try:
+    before = self._value
+    with restored(lambda: setattr(self, '_value', before)):
+      self._value = a
       yield
-    finally:
-      self.stack.pop()
 
   def get(self) -> A:
     """Returns the value that was pushed last."""
-    return self.stack[-1]
+    assert self._value is not None
+    return self._value
 
 
 class CountsHolder:
@@ -85,61 +86,60 @@ def set_from_dict(original: dict[Any, Any], updates: Mapping[Any, Any]) -> None:
       original[key] = value
 
 
-class _KeyCounts:
-  """How many keys a traced function drew, to count them again unheard.
-
-  When JAX has compiled the function, it does not run: the counts must go on all
-  the same.
-  """
-
-  def __init__(self) -> None:
-    self._of: dict[Any, list[CountsHolder]] = {}
-
-  def replay(self, key: Any, packed: Pack, before: list[CountsHolder]) -> None:
-    """Brings counts of keys to where a run of the function brings them."""
-    deltas = self._of.get(key)
-    if deltas is None:
-      now = _counts(packed)
-      self._of[key] = [new.sub(old) for new, old in zip(now, before)]
-      return
-    for top, delta, old in zip(packed.tops, deltas, before):
-      set_from_dict(top.rng_counters, delta.add(old).unflat())
-
-
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
-class _Touched:
-  """The parameters that a function made or set: see `Pack.touched`.
+class _Effects:
+  """What a function did beside what it returned, where it was traced.
 
-  It is a part of what a compiled function returns, without arrays, so that JAX
-  keeps it with the code that it belongs to.
+  When JAX has compiled the function, it does not run: then this tells what to
+  do in its place. It is a part of what the function returns, without arrays, so
+  that JAX keeps it with the code that it belongs to.
 
   Attributes:
-    names: for each top, bundles from there on and names.
+    touched: the parameters that it made or set, for each top: bundles from
+      there on and names. See `Pack.touched`.
+    drawn: how many keys it drew, for each top: by path.
   """
 
-  names: tuple[frozenset[tuple[str, str]] | None, ...]
+  touched: tuple[frozenset[tuple[str, str]] | None, ...]
+  drawn: tuple[tuple[tuple[Any, int], ...], ...]
 
   @classmethod
-  def of(cls, packed: Pack) -> _Touched:
-    """Returns what was touched, as at any other path."""
-    return cls(
-      tuple(
-        None
-        if names is None
-        else frozenset((_from(top.haiku_path, x), n) for x, n in names)
-        for top, names in zip(packed.tops, packed.touched)
-      )
-    )
+  def of(cls, packed: Pack, before: list[CountsHolder]) -> _Effects:
+    """Returns them as they are at any other path.
 
-  def at(self, packed: Pack) -> list[Any]:
-    """Returns what was touched, below these tops."""
-    return [
+    Args:
+      packed: the scopes, after the function has run.
+      before: how many keys had been drawn before that.
+    """
+    touched = (
+      None
+      if names is None
+      else frozenset((_from(top.haiku_path, x), n) for x, n in names)
+      for top, names in zip(packed.tops, packed.touched)
+    )
+    drawn = (
+      tuple(new.sub(old).flat_d.items())
+      for new, old in zip(_counts(packed), before)
+    )
+    return cls(tuple(touched), tuple(drawn))
+
+  def repeat(self, packed: Pack, before: list[CountsHolder]) -> None:
+    """Brings other scopes to where the function would have brought them.
+
+    Args:
+      packed: the scopes.
+      before: how many keys had been drawn before the function.
+    """
+    packed.touched = [
       None
       if names is None
       else {(_at(top.haiku_path, path), name) for path, name in names}
-      for top, names in zip(packed.tops, self.names)
+      for top, names in zip(packed.tops, self.touched)
     ]
+    for top, drawn, old in zip(packed.tops, self.drawn, before):
+      now = CountsHolder(dict(drawn)).add(old)
+      set_from_dict(top.rng_counters, now.unflat())
 
 
 def _from(top: str, path: str) -> str:
@@ -192,7 +192,6 @@ def _cached(
   """
   # The pure function is one for all calls; the scopes of each reach it here.
   current: TransformContext[Pack] = TransformContext()
-  key_counts = _KeyCounts()
 
   @functools.wraps(fn)
   def pure(fingerprint, variables, rngs, *args, **kwargs):
@@ -202,8 +201,9 @@ def _cached(
       return fn(scopes, static_key, *args, **kwargs)
 
     packed = current.get()
+    before = _counts(packed)
     result = packed.call(with_key, variables, rngs, *args, **kwargs)
-    return result, _Touched.of(packed)
+    return result, _Effects.of(packed, before)
 
   run = wrap(pure)
 
@@ -213,15 +213,14 @@ def _cached(
     fingerprint = (mutable, places, static_key)
     before = _counts(packed)
     with current.push(packed):
-      result, touched = run(
+      result, effects = run(
         fingerprint,
         packed.variables,
         _without_suffixes(packed.rngs),
         *args,
         **kwargs,
       )
-    packed.touched = touched.at(packed)
-    key_counts.replay(fingerprint, packed, before)
+    effects.repeat(packed, before)
     return result
 
   return lifted(
@@ -242,6 +241,14 @@ def jit(
   """Compiles a function of scopes.
 
   The arguments are those of `haiku_state.linen.jit`, but for:
+
+  >>> import jax, jax.numpy as jnp
+  >>> from haiku_state import core
+  >>> def scale(scope, statics, x):
+  ...   return x * scope.param('w', jax.nn.initializers.ones, ())
+  >>> model = lambda scope, x: core.jit(scale)(scope, 'scale', x)
+  >>> float(core.apply(model)({'params': {'w': jnp.ones(())}}, 3.0))
+  3.0
 
   Args:
     fn: takes the scopes, a hashable that says all that is static about them,
@@ -280,6 +287,17 @@ def fold_rngs(
   """Derives keys as `jit` does, and does nothing else.
 
   The arguments are those of `haiku_state.linen.fold_rngs`, but for:
+
+  >>> import jax, jax.numpy as jnp
+  >>> from haiku_state import core
+  >>> def draw(scope, statics):
+  ...   return jax.random.normal(scope.make_rng('noise'))
+  >>> def model(scope, lift):
+  ...   return lift(draw)(scope, 'draw')
+  >>> run, rngs = core.apply(model), {'noise': jax.random.key(0)}
+  >>> compiled = run({}, core.jit, rngs=rngs)
+  >>> bool(run({}, core.lift.fold_rngs, rngs=rngs) == compiled)
+  True
 
   Args:
     fn: see `jit`.

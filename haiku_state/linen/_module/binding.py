@@ -48,7 +48,7 @@ from haiku_state.linen._module.state import SetupState
 
 def find_parent() -> ModuleBase | None:
   """Returns the module whose method makes a new one, if there is one."""
-  caller = context.module_stack[-1]
+  caller = context.current().module_stack[-1]
   if (
     caller is not None
     and caller.scope is not None
@@ -172,6 +172,8 @@ def register(owner: ModuleBase, name: str, value: Any) -> None:
     object.__setattr__(owner, name, value)  # It may be a property that is set.
     return
   attached: list[ModuleBase] = []
+  calls = context.current()
+  calls.half_done += 1
 
   def adopt(suffix: str, leaf: Any) -> Any:
     if not isinstance(leaf, ModuleBase):
@@ -182,12 +184,14 @@ def register(owner: ModuleBase, name: str, value: Any) -> None:
     new = adopt('', value)
   else:
     new = submodules.freeze_attr(submodules.map_leaves(adopt, value))
-  object.__setattr__(owner, name, new)
   for module in attached:
     if is_haikus(module):
       settle(module, owner)  # It is the user's own object, made already.
     else:
       module.__post_init__()
+  # Now, so that an attribute is there whole or not at all.
+  object.__setattr__(owner, name, new)
+  calls.half_done -= 1
 
 
 def _adopt(

@@ -12,7 +12,7 @@ from typing import Any
 from haiku_state import core, errors
 from haiku_state.core.filters import CollectionFilter, DenyList, union_filters
 from haiku_state.linen._module.base import CaptureFilter, ModuleBase
-from haiku_state.linen._module.context import context
+from haiku_state.linen._module.context import Calls, context
 from haiku_state.linen._module.haiku_names import haiku_name
 from haiku_state.linen._module.pure_methods import BoundPureMethod
 
@@ -28,14 +28,18 @@ def _scope_function(
 
   @functools.wraps(fn)
   def scope_fn(scope, *args, **kwargs):
-    context.captures.append(capture)
-    try:
+    with context.begin(_in_apply(capture)):
       bound = module.clone(parent=scope, _deep_clone=True)
       return fn(bound, *args, **kwargs)
-    finally:
-      context.captures.pop()
 
   return scope_fn
+
+
+def _in_apply(capture: CaptureFilter) -> Calls:
+  """Returns the calls of a run that begins."""
+  calls = Calls(context.current())
+  calls.capture, calls.is_in_apply = capture, True
+  return calls
 
 
 def capture_call_intermediates(module: Any, method_name: str) -> bool:
@@ -100,6 +104,14 @@ def init_with_output(
 ) -> Callable[..., tuple[Any, Any]]:
   """Turns a function of a module into one that makes its variables.
 
+  >>> import jax, jax.numpy as jnp
+  >>> import haiku_state.linen as nn
+  >>> twice = lambda module, x: 2 * module(x)
+  >>> y, variables = nn.init_with_output(twice, nn.Dense(2))(
+  ...   jax.random.key(0), jnp.ones((1, 3)))
+  >>> y.shape, sorted(variables['params'])
+  ((1, 2), ['bias', 'kernel'])
+
   Args:
     fn: takes the bound module, then any arguments.
     module: the module.
@@ -122,6 +134,14 @@ def init(
   capture_intermediates: CaptureFilter = False,
 ) -> Callable[..., Any]:
   """Turns a function of a module into one that makes and returns variables.
+
+  >>> import jax, jax.numpy as jnp
+  >>> import haiku_state.linen as nn
+  >>> twice = lambda module, x: 2 * module(x)
+  >>> init = nn.init(twice, nn.Dense(2))
+  >>> variables = init(jax.random.key(0), jnp.ones((1, 3)))
+  >>> sorted(variables['params'])
+  ['bias', 'kernel']
 
   Args:
     fn: takes the bound module, then any arguments.

@@ -1,7 +1,7 @@
 """What is going on in this thread: which method of which module runs.
 
-All ambient state of the module system is here. It is pushed and popped around
-calls, and belongs to one thread.
+All ambient state of the module system is here. It belongs to one thread, and to
+the outermost call there: it is gone with that.
 """
 
 from __future__ import annotations
@@ -9,36 +9,91 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from haiku_state._extents import Extent, Extents, restored
 from haiku_state.configurations import config
 from haiku_state.linen._module.base import ModuleBase
 
 
-class _Context(threading.local):
-  """The stacks of one thread.
+class Calls(Extent):
+  """The calls that go on, one in the other, since the outermost one.
+
+  Whatever is pushed here is gone when that is over, also if it was cut off.
 
   Attributes:
     module_stack: the modules whose methods run, the innermost last; None for
       a function that belongs to no module.
     method_names: the names of those methods.
-    captures: for each run, which calls it captures as intermediates.
+    capture: which calls the run captures as intermediates.
+    is_in_apply: whether it is inside of our `init` or `apply`.
+    half_done: how many modules are being set up or adopted.
+    is_base: whether no call goes on: nothing may be pushed.
+  """
+
+  __slots__ = (
+    'module_stack',
+    'method_names',
+    'capture',
+    'is_in_apply',
+    'half_done',
+    'is_base',
+  )
+
+  def __init__(self, around: Calls | None = None):
+    self.module_stack: list[Any] = [None]
+    self.method_names: list[str] = ['__call__']
+    self.capture: Any = False
+    self.is_in_apply = False
+    self.half_done = 0
+    self.is_base = around is None
+    if around is not None:
+      self.module_stack = around.module_stack.copy()
+      self.method_names = around.method_names.copy()
+      self.capture = around.capture
+      self.is_in_apply = around.is_in_apply
+
+  def ends_as_it_began(self, around: Calls) -> bool:
+    """Returns whether all that was begun since `around` was finished.
+
+    Each call takes its module off the stack last of all.
+    """
+    is_same = len(self.module_stack) == len(around.module_stack)
+    return is_same and not self.half_done
+
+
+class _Context(Extents[Calls]):
+  """What goes on in one thread.
+
+  Attributes:
     interceptors: the interceptors that are active, the innermost last.
     call_infos: lists that collect what `tabulate` shows of each call.
   """
 
   def __init__(self) -> None:
-    self.module_stack: list[Any] = [None]
-    self.method_names: list[str] = ['__call__']
-    self.captures: list[Any] = []
-    self.interceptors: list[Interceptor] = []
-    self.call_infos: list[CallInfos] = []
+    super().__init__(Calls)
+    self.interceptors: tuple[Interceptor, ...] = ()
+    self.call_infos: tuple[CallInfos, ...] = ()
 
   def __reduce__(self) -> str:
     # By its name: the methods of a class that is pickled by value refer to it.
     return 'context'
+
+  @property
+  def module_stack(self) -> Sequence[Any]:
+    """What runs, for programs that keep the stack and look at it later."""
+    return _ModuleStack()
+
+
+class _ModuleStack(Sequence[Any]):
+  """The modules whose methods run now, the innermost last."""
+
+  def __getitem__(self, index: Any) -> Any:
+    return context.current().module_stack[index]
+
+  def __len__(self) -> int:
+    return len(context.current().module_stack)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,12 +166,10 @@ context = _Context()
 @contextlib.contextmanager
 def collecting_calls(represent: Callable[[Any], Any]) -> Iterator[CallInfos]:
   """Returns a context in which calls of methods are collected: `CallInfos`."""
-  infos = CallInfos(represent)
-  context.call_infos.append(infos)
-  try:
+  infos, before = CallInfos(represent), context.call_infos
+  with restored(lambda: setattr(context, 'call_infos', before)):
+    context.call_infos = (*before, infos)
     yield infos
-  finally:
-    context.call_infos.pop()
 
 
 @contextlib.contextmanager
@@ -146,11 +199,10 @@ def intercept_methods(interceptor: Interceptor) -> Iterator[None]:
       the function that continues the call, its arguments and an
       `InterceptorContext`.
   """
-  context.interceptors.append(interceptor)
-  try:
+  before = context.interceptors
+  with restored(lambda: setattr(context, 'interceptors', before)):
+    context.interceptors = (*before, interceptor)
     yield
-  finally:
-    assert context.interceptors.pop() is interceptor
 
 
 def run_interceptors(
@@ -183,24 +235,45 @@ class _NamedCall:
 
 
 def enable_named_call() -> None:
-  """Names the operations of modules in profiles, as is the default."""
+  """Names the operations of modules in profiles, as is the default.
+
+  >>> import haiku_state.linen as nn
+  >>> nn.disable_named_call()
+  >>> nn.enable_named_call()
+  >>> from haiku_state.linen.transforms import named_call_enabled
+  >>> named_call_enabled()
+  True
+  """
   _NamedCall.enabled = True
 
 
 def disable_named_call() -> None:
-  """Leaves operations in profiles without the method they belong to."""
+  """Leaves operations in profiles without the method they belong to.
+
+  >>> import haiku_state.linen as nn
+  >>> nn.disable_named_call()
+  >>> from haiku_state.linen.transforms import named_call_enabled
+  >>> named_call_enabled()
+  False
+  >>> nn.enable_named_call()
+  """
   _NamedCall.enabled = False
 
 
 @contextlib.contextmanager
 def override_named_call(enable: bool = True) -> Iterator[None]:
-  """Returns a context in which operations are named in profiles, or not."""
+  """Returns a context in which operations are named in profiles, or not.
+
+  >>> import haiku_state.linen as nn
+  >>> from haiku_state.linen.transforms import named_call_enabled
+  >>> with nn.override_named_call(False):
+  ...   named_call_enabled()
+  False
+  """
   before = _NamedCall.enabled
-  _NamedCall.enabled = enable
-  try:
+  with restored(lambda: setattr(_NamedCall, 'enabled', before)):
+    _NamedCall.enabled = enable
     yield
-  finally:
-    _NamedCall.enabled = before
 
 
 def named_call_enabled() -> bool:

@@ -35,12 +35,13 @@ def called_by_haiku() -> bool:
   path = _frame.current_path()
   if path is None:
     return False
-  for caller in reversed(context.module_stack):
+  calls = context.current()
+  for caller in reversed(calls.module_stack):
     # An unbound module on the way has no place among Haiku's modules.
     if caller is not None and caller.scope is not None:
       return caller.scope.haiku_path != path
   # At the top of a run of ours is the function that was passed to `nn.apply`.
-  return path != _TOP or not context.captures
+  return path != _TOP or not calls.is_in_apply
 
 
 # Haiku's name of what is in a transform and in no module.
@@ -98,29 +99,37 @@ def enter_haiku(module: Any) -> None:
   Haiku checks each component of the name that it is given, at a cost that grows
   with the depth: it is given a short one, and then the true one.
   """
-  name = module.__dict__.get('name')
-  # Haiku sets attributes, also of a module whose own are frozen by now.
-  state = module._state
-  was, state.is_initialized = state.is_initialized, False
-  was_in_setup, state.in_setup = state.in_setup, False
-  hk.Module.__init__(module, name=_SHORT_NAME)
-  state.is_initialized, state.in_setup = was, was_in_setup
-  # Haiku has set `name` to the last component.
-  vars(module)['name'] = name
-  move_in_haiku(module)
+  shell: Any = object.__new__(_Shell)
+  hk.Module.__init__(shell, name=_SHORT_NAME)
+  own = vars(shell)
+  del own['name']
+  own['module_name'] = _name_of_scope(module)
+  # At once: a module that has a part of it would not be given the rest.
+  vars(module).update(own)
+
+
+class _Shell(hk.Module):
+  """Takes what Haiku gives one of its modules.
+
+  The attributes of a module of ours may be frozen by then.
+  """
 
 
 def move_in_haiku(module: Any) -> None:
   """Gives a Haiku module the name of its scope."""
+  vars(module)['module_name'] = _name_of_scope(module)
+
+
+def _name_of_scope(module: Any) -> str:
+  """Returns the name of its scope, and notes that a module of ours is there."""
   scope = module.scope
   path = scope.haiku_path
   run = scope._run
   if run.is_in_haiku:
-    vars(module)['module_name'] = path
-  else:
-    vars(module)['module_name'] = _OwnPath(path)
-    if scope.flags is not ORDINARY_FLAGS:
-      run.note_module(path)  # Where variables are made.
+    return path
+  if scope.flags is not ORDINARY_FLAGS:
+    run.note_module(path)  # Where variables are made.
+  return _OwnPath(path)
 
 
 class _OwnPath(str):

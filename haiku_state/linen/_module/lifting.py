@@ -19,6 +19,7 @@ from typing import Any
 import jax
 
 from haiku_state import errors, serialization, struct
+from haiku_state._extents import restored
 from haiku_state.core.filters import DenyList
 from haiku_state.core.keys import LazyRng
 from haiku_state.core.scope import Scope, Variable
@@ -283,12 +284,16 @@ def lift_methods_cached(
   def as_scope_fn(fn):
     # Its name is that of the function in what JAX lowers, as Flax has it.
     def core_fn(scopes, key, *args, **kwargs):
-      return key.body(fn, cls)(scopes, args, kwargs)
+      result = key.body(fn, cls)(scopes, args, kwargs)
+      if key.names.has_parts:
+        # Here: when JAX has compiled the function, it does not run.
+        made[key] = key.names.made
+      return result
 
     return core_fn
 
-  lifted = transform(*map(as_scope_fn, fns), *trafo_args, **trafo_kwargs)
   made: dict[_StaticKey, set[str]] = {}
+  lifted = transform(*map(as_scope_fn, fns), *trafo_args, **trafo_kwargs)
 
   @functools.wraps(fns[0])
   def method(self, *args, **kwargs):
@@ -297,8 +302,7 @@ def lift_methods_cached(
       key = _StaticKey(reached, LiftedNames(self, fns))
       result = lifted(reached.scopes, key, *reached.args, **reached.kwargs)
       if key.names.has_parts:
-        # When JAX has compiled the function, it does not run.
-        key.names.made = made.setdefault(key, key.names.made)
+        key.names.made = made[key]
         key.names.leave()
       return result
 
@@ -316,14 +320,11 @@ def _forked_rngs(scope: Any) -> Iterator[None]:
     yield
     return
   streams, suffix = scope._streams, scope._suffix
-  scope._streams = {
-    name: LazyRng.create(scope.make_rng(name)) for name in scope._streams
-  }
-  scope._suffix = ()
-  try:
+  set_of = vars(scope).update
+  with restored(lambda: set_of(_streams=streams, _suffix=suffix)):
+    forked = {name: LazyRng.create(scope.make_rng(name)) for name in streams}
+    set_of(_streams=forked, _suffix=())
     yield
-  finally:
-    scope._streams, scope._suffix = streams, suffix
 
 
 class _StaticKey:

@@ -22,6 +22,7 @@ from haiku_state.linen._module.base import ModuleBase
 from haiku_state.linen._module.binding import usable
 from haiku_state.linen._module.context import (
   CallInfo,
+  Calls,
   context,
   named_call_enabled,
   run_interceptors,
@@ -64,6 +65,19 @@ def nowrap(fun: _F) -> _F:
 
   It may be called on an unbound module too, and modules that it makes belong to
   whoever calls it.
+
+  >>> import jax, jax.numpy as jnp
+  >>> import haiku_state.linen as nn
+  >>> class Model(nn.Module):
+  ...   @nn.nowrap
+  ...   def width(self, x):
+  ...     return 2 * x.shape[-1]
+  ...   @nn.compact
+  ...   def __call__(self, x):
+  ...     return nn.Dense(self.width(x))(x)
+  >>> y, _ = Model().init_with_output(jax.random.key(0), jnp.ones((1, 3)))
+  >>> y.shape
+  (1, 6)
 
   Args:
     fun: the method.
@@ -108,6 +122,11 @@ def wrap_method(
     run = scope._run
     if run.is_at_rest:
       return call_at_rest(wrapped, args, kwargs)
+    calls = context.refs[-1]()
+    if calls is None or not calls._is_owned():
+      calls = context.current()
+    if calls.is_base:
+      return _call_outermost(wrapped, args, kwargs)
     state = self._state
     if 'module_name' not in self.__dict__:
       enter_haiku(self)  # It was bound at rest.
@@ -117,20 +136,18 @@ def wrap_method(
       self._try_setup()
     if is_compact:
       is_recurrent, state.in_compact_method = state.in_compact_method, True
-    stack, names = context.module_stack, context.method_names
+    stack, names = calls.module_stack, calls.method_names
     stack.append(self)
     names.append(names[-1] if is_transparent else name)
     try:
       with _named_operations(self, run, name):
         if context.call_infos and not is_setup:
           return _call_with_info(self, name, entered, rest, kwargs)
-        if context.interceptors or (context.captures and context.captures[-1]):
+        if context.interceptors or calls.capture:
           return _call_observed(self, name, entered, rest, kwargs)
         return entered(*args, **kwargs)
     finally:
-      stack.pop()
-      names.pop()
-      if stack[-1] is not self:
+      if stack[-2] is not self:
         # Haiku tells a module of those made in its methods: here, in this call.
         self._submodules.clear()
       if is_compact:
@@ -138,9 +155,18 @@ def wrap_method(
       # Calls nest, by `super()` for example; only the outermost one ends it.
       if (is_compact or is_setup) and not is_recurrent:
         state.reset()
+      names.pop()
+      # The last of all: what is left there tells that this was not finished.
+      stack.pop()
 
   setattr(wrapped, _WRAPPED, True)
   return wrapped
+
+
+def _call_outermost(method: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+  """Calls a method where no other one runs, as in a function of Haiku's."""
+  with context.begin(Calls(context.current())):
+    return method(*args, **kwargs)
 
 
 def profile_name(self: ModuleBase, method_name: str) -> str:
@@ -182,15 +208,14 @@ def call_unbound(
     raise errors.CallSetupUnboundModuleError()
   if hasattr(fun, 'compact'):
     raise errors.CallCompactUnboundModuleError()
-  context.module_stack.append(self)
-  try:
+  calls = Calls(context.current())
+  calls.module_stack.append(self)
+  with context.begin(calls):
     if context.interceptors:
       return run_interceptors(
         fun, function_name(fun), self, tuple(args), kwargs
       )
     return fun(self, *args, **kwargs)
-  finally:
-    context.module_stack.pop()
 
 
 def _call_observed(self: ModuleBase, name: str, entered, args, kwargs) -> Any:
@@ -199,10 +224,9 @@ def _call_observed(self: ModuleBase, name: str, entered, args, kwargs) -> Any:
     y = run_interceptors(entered, name, self, args, kwargs)
   else:
     y = entered(self, *args, **kwargs)
-  if context.captures:
-    wanted = context.captures[-1]
-    if wanted and wanted(self, name):
-      self.sow('intermediates', name, y)
+  wanted = context.current().capture
+  if wanted and wanted(self, name):
+    self.sow('intermediates', name, y)
   return y
 
 

@@ -42,7 +42,7 @@ def as_part(fun: Callable[..., Any]) -> Callable[..., Any]:
   """Returns a function of a module as a part of the method that calls it."""
 
   def part(self, *args, **kwargs):
-    methods = context.method_names
+    methods = context.current().method_names
     methods[-1] = methods[-2]
     return _method(methods[-1])(self, fun, args, kwargs)
 
@@ -112,7 +112,7 @@ def _taken(module: ModuleBase) -> frozenset[str]:
   paths = vars(module).get('_submodules')
   if not paths:
     return frozenset()
-  method = context.method_names[-1]
+  method = context.current().method_names[-1]
   start = f'{module.module_name}/'
   if method != '__call__':
     start += f'~{method}/'

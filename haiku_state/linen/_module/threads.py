@@ -19,6 +19,7 @@ import jax
 from haiku_state.core._run import Occupied
 from haiku_state.linen._module import submodules
 from haiku_state.linen._module.base import ModuleBase
+from haiku_state.linen._module.context import Calls, context
 
 
 def call_at_rest(
@@ -40,10 +41,14 @@ def call_at_rest(
   if not modules.take():
     args, kwargs, modules = _copied((args, kwargs), modules)
     scope = args[0].scope
+  around = context.current()
+  calls = Calls(around)
   try:
-    return scope.execute(lambda: method(*args, **kwargs))
+    with modules.use(), context.begin(calls):
+      return scope.execute(lambda: method(*args, **kwargs))
   finally:
-    modules.release()
+    if calls.ends_as_it_began(around):
+      modules.release()
 
 
 @contextlib.contextmanager
@@ -63,10 +68,14 @@ def in_use(module: Any) -> Iterator[Any]:
   modules = scope._modules
   if not modules.take():
     module, modules = _copied(module, modules)
+  around = context.current()
+  calls = Calls(around)
   try:
-    yield module
+    with modules.use(), context.begin(calls):
+      yield module
   finally:
-    modules.release()
+    if calls.ends_as_it_began(around):
+      modules.release()
 
 
 def _copied(tree: Any, taken: Occupied) -> tuple[Any, ...]:
