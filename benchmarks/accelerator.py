@@ -1,4 +1,4 @@
-"""Checks and measures on the accelerator at hand, in under 8 minutes.
+"""Checks and measures on the accelerator at hand, for at most 8 minutes or so.
 
     python -m benchmarks.accelerator > accelerator.md
     python -m benchmarks.accelerator --short      # small sizes, as on a CPU

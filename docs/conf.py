@@ -4,71 +4,112 @@ import pathlib
 import re
 import sys
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+DOCS = pathlib.Path(__file__).parent
+sys.path[:0] = [str(DOCS.parent), str(DOCS / '_ext')]
+
+import gallery  # noqa: E402
 
 import haiku_state  # noqa: E402
 
 project = 'haiku_state'
 author = 'The haiku_state authors'
+copyright = author
 version = release = haiku_state.__version__
 
 extensions = [
+  'api',
+  'mathml',
   'myst_parser',
   'sphinx.ext.autodoc',
+  'sphinx.ext.autosummary',
   'sphinx.ext.napoleon',
   'sphinx.ext.viewcode',
+  'sphinx_copybutton',
+  'sphinx_gallery.gen_gallery',
 ]
 source_suffix = {'.md': 'markdown', '.rst': 'restructuredtext'}
-# The tree of pages; `index.md` is the first page, here and where code is read.
-root_doc = 'contents'
-exclude_patterns = ['_build']
-html_theme = 'alabaster'
+exclude_patterns = ['_build', '_ext']
+
+# --- Looks -------------------------------------------------------------------
+
+html_theme = 'furo'
+html_title = 'haiku_state'
+html_favicon = '_static/favicon.svg'
+html_static_path = ['_static']
+# The search finds names, too.
+html_use_index = html_domain_indices = False
+html_css_files = ['site.css']
+html_math_renderer = 'mathml'
+html_theme_options = {
+  'light_logo': 'favicon.svg',
+  'dark_logo': 'favicon.svg',
+}
+# Copies what one types, without prompts and what was printed.
+copybutton_prompt_text = r'>>> |\.\.\. |\$ '
+copybutton_prompt_is_regexp = True
+
+# --- Documents ---------------------------------------------------------------
 
 # Documents link to each other's headings, as they do where the code is read.
 myst_heading_anchors = 3
-# Links out of this folder are for readers of the code.
-suppress_warnings = ['myst.xref_missing']
+# What is shown of the folder above, and the name of its page.
+BROUGHT_IN = {
+  'README': 'index',
+  'CHANGELOG': 'changelog',
+  'CONTRIBUTING': 'contributing',
+}
 
-# Names in single backquotes are code.
-default_role = 'code'
-autodoc_default_options = {'members': True, 'show-inheritance': True}
+# --- The API -----------------------------------------------------------------
+
+# Names in single backquotes are code, and links where they are names of ours.
+default_role = 'py:obj'
+autodoc_default_options = {
+  'members': True,
+  'show-inheritance': True,
+  'special-members': '__call__',
+}
 autodoc_member_order = 'bysource'
 autodoc_typehints = 'none'  # The signatures have them.
+autosummary_generate = False  # All of a family is on one page.
 napoleon_use_rtype = False
-# Autodoc finds the fields of modules itself.
-napoleon_use_ivar = True
+napoleon_custom_sections = [('Fields', 'params_style')]
+# One argument a line, where a signature is long.
+maximum_signature_line_length = 68
+toc_object_entries_show_parents = 'hide'
+
+# --- The gallery -------------------------------------------------------------
+
+# `-D plot_gallery=0` builds it without running the examples.
+sphinx_gallery_conf = {
+  'examples_dirs': '../examples',
+  'gallery_dirs': 'gallery',
+  'filename_pattern': '.*',
+  'ignore_pattern': gallery.not_shown(),
+  'reset_argv': 'gallery.arguments',
+  'within_subsection_order': 'gallery.place',
+  'abort_on_example_error': True,
+  # Cells define functions; the last one runs them, with arguments.
+  'notebook_extensions': set(),
+  'download_all_examples': False,
+  'write_computation_times': False,
+  'show_signature': False,
+  'min_reported_time': 5,
+}
 
 
 def setup(app):
-  app.connect('source-read', lead_to_pages)
-  # After napoleon, whose priority is 500.
-  app.connect('autodoc-process-docstring', as_restructured_text, priority=900)
+  app.connect('source-read', bring_in_files)
 
 
-def lead_to_pages(app, name, source):
-  """Has links to the README lead to its page in the site."""
-  source[0] = source[0].replace('](../README.md)', '](first_program.md)')
-
-
-def as_restructured_text(app, what, name, obj, options, lines):
-  """Marks what docstrings have as plain text, and Sphinx would read.
-
-  That is a star before a word, as in the shape (*batch, features), and a letter
-  behind a backquote, as in `Module`s. What is between backquotes, or an
-  example, stays as it is. A field whose default is a function of JAX is not
-  described by that function.
-  """
-  if not str(getattr(obj, '__module__', 'haiku_state')).startswith('haiku_'):
-    if what not in ('module', 'class', 'function'):
-      lines.clear()
-    return
-  for i, line in enumerate(lines):
-    if not line.lstrip().startswith(('>>>', '...')):
-      lines[i] = ''.join(map(marked, re.split(r'(``.+?``|`[^`]+`)', line)))
-
-
-def marked(part):
-  if part.startswith('`'):
-    return part
-  part = re.sub(r'(?<![\\*\w])\*(?=\w)', r'\*', part)
-  return re.sub(r'^(?=s\b)', r'\ ', part)
+def bring_in_files(app, name, source):
+  """Shows files from outside of this folder, and leads links to their pages."""
+  text = source[0]
+  for file in BROUGHT_IN:
+    if text.startswith(f'[{file}](../{file}.md)'):
+      rest = text.partition('\n')[2]
+      text = (DOCS.parent / f'{file}.md').read_text() + rest
+      text = text.replace('](docs/', '](')
+      text = text.replace('](examples)', '](gallery/index.rst)')
+  for file, page in BROUGHT_IN.items():
+    text = re.sub(rf'\]\((\.\./)?{file}\.md', f']({page}.md', text)
+  source[0] = text

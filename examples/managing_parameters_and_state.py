@@ -1,31 +1,50 @@
-"""Train the two documented models, and watch their parameters and state.
+"""
+Managing parameters and state
+=============================
 
-Both models have parameters, which the optimizer changes, and state, which the
+Two models have parameters, which the optimizer changes, and state, which the
 model itself changes when it is called: a running mean, and the averages of
-BatchNorm over a batch that `jax.vmap` maps.
+BatchNorm over a batch that `jax.vmap` maps. Both are watched as they train.
 
-  python examples/managing_parameters_and_state.py --epochs 300
+**A port of** the guide "Managing parameters and state" of Flax's documents: its
+two models, and its two functions `update_step`.
 
-It prints what it sees as it goes, and with matplotlib installed it saves a
-picture of the loss, and of the averages on their way to the true ones.
+**What had to change.** The two import lines: `from haiku_state import linen as
+nn`, and `from haiku_state import optim`, which Flax itself no longer has. The
+rest is what the guide leaves to its reader: data, a loop, and a look at what
+the state becomes.
+
+.. code-block:: bash
+
+   python examples/managing_parameters_and_state.py --steps 500
 """
 
-import argparse
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from showing import (
+  above_zero,
+  arguments,
+  due,
+  parameters,
+  plot_with_average,
+  positive,
+  save_picture,
+  say,
+  steps,
+)
 
 from haiku_state import linen as nn
 from haiku_state import optim
 
-try:
-  from tqdm import tqdm, trange
-
-  say = tqdm.write
-except ImportError:
-  say, trange = print, range
+# %%
+# Two models with state
+# ---------------------
+#
+# A variable of a collection other than `params` is state. The first model makes
+# and changes its own, the second has layers that do.
 
 
 class BiasAdderWithRunningMean(nn.Module):
@@ -62,15 +81,32 @@ class MLP(nn.Module):
     return nn.Dense(self.out_size)(x)
 
 
+# %%
+# Parameters and state part ways
+# ------------------------------
+#
+# `init` returns both; `pop` takes the parameters out, for the optimizer.
+
+
 def start(model, example, learning_rate):
   """Returns an optimizer for the parameters, and the state."""
   variables = model.init(jax.random.PRNGKey(0), example)
   state, params = variables.pop('params')
-  count = sum(leaf.size for leaf in jax.tree.leaves(params))
-  say(f'\n{type(model).__name__}: {count} parameters, and the state')
+  say(
+    f'\n{type(model).__name__}: {parameters(params)} parameters, and the state'
+  )
   say(f'{jax.tree.map(jnp.shape, state)}')
   optimizer = optim.sgd.GradientDescent(learning_rate=learning_rate)
   return optimizer.create(params), state
+
+
+# %%
+# The running mean
+# ----------------
+#
+# The collections that may change are `mutable`, and come back beside the
+# output. The gradient is of the parameters alone; the new state is carried
+# along by `has_aux`.
 
 
 @partial(jax.jit, static_argnums=0)
@@ -87,23 +123,32 @@ def running_mean_step(apply_fn, x, optimizer, state):
   return optimizer.apply_gradient(grads), state, value
 
 
-def train_running_mean(epochs):
-  """Returns the loss of each epoch, and how far the mean is off."""
+def train_running_mean(count, batch_size, learning_rate):
+  """Returns the loss of each step, and how far the mean is off."""
   true_mean = jnp.array([1.0, -2.0, 0.5, 3.0])
   model = BiasAdderWithRunningMean()
-  optimizer, state = start(model, true_mean[None], learning_rate=0.1)
+  optimizer, state = start(model, true_mean[None], learning_rate)
   losses, errors = [], []
-  for epoch in trange(epochs):
-    key = jax.random.PRNGKey(epoch)
-    x = true_mean + 0.5 * jax.random.normal(key, (64, 4))
-    optimizer, state, loss = running_mean_step(model.apply, x, optimizer, state)
+  for i in steps(count):
+    noise = jax.random.normal(jax.random.PRNGKey(i), (batch_size, 4))
+    optimizer, state, loss = running_mean_step(
+      model.apply, true_mean + 0.5 * noise, optimizer, state
+    )
     mean = state['batch_stats']['mean']
     losses.append(float(loss))
     errors.append(float(jnp.abs(mean - true_mean).max()))
-    if epoch % max(epochs // 5, 1) == 0 or epoch == epochs - 1:
-      report(epoch, loss, mean=mean, bias=optimizer.target['bias'])
+    if due(i, count, 5):
+      report(i, loss, mean=mean, bias=optimizer.target['bias'])
   say('  The mean takes over what the bias learned at first.')
   return losses, errors
+
+
+# %%
+# BatchNorm over a mapped batch
+# -----------------------------
+#
+# The loss is that of one example, mapped by `jax.vmap`. All examples agree on
+# the state, since BatchNorm averages over the axis that is called `batch`.
 
 
 @partial(jax.jit, static_argnums=0)
@@ -128,70 +173,84 @@ def mlp_step(apply_fn, x_batch, y_batch, optimizer, state):
   return optimizer.apply_gradient(grads), state, loss
 
 
-def train_mlp(epochs, batch_size=64):
-  """Returns the loss of each epoch, and how far the averages are off."""
+def train_mlp(count, hidden_size, batch_size, learning_rate):
+  """Returns the loss of each step, and how far the averages are off."""
   key_x, key_w = jax.random.split(jax.random.PRNGKey(1))
-  xs = 2.0 + jax.random.normal(key_x, (8 * batch_size, 20))
+  xs = 2.0 + jax.random.normal(key_x, (8, batch_size, 20))
   ys = jnp.sin(xs @ jax.random.normal(key_w, (20, 1)) / 5.0)
-  model = MLP(hidden_size=32, out_size=1)
-  optimizer, state = start(model, xs[0], learning_rate=0.05)
+  model = MLP(hidden_size, out_size=1)
+  optimizer, state = start(model, xs[0, 0], learning_rate)
   losses, errors = [], []
-  for epoch in trange(epochs):
-    for i in range(0, len(xs), batch_size):
-      batch = xs[i : i + batch_size], ys[i : i + batch_size]
-      optimizer, state, loss = mlp_step(model.apply, *batch, optimizer, state)
+  for i in steps(count):
+    optimizer, state, loss = mlp_step(
+      model.apply, xs[i % 8], ys[i % 8], optimizer, state
+    )
     losses.append(float(loss))
     # What BatchNorm averages are the inputs of the first norm: we know them.
     dense = optimizer.target['Dense_0']
-    true_mean = (xs @ dense['kernel'] + dense['bias']).mean(axis=0)
+    true_mean = (xs @ dense['kernel'] + dense['bias']).mean(axis=(0, 1))
     mean = state['batch_stats']['BatchNorm_0']['mean']
     errors.append(float(jnp.abs(mean - true_mean).max()))
-    if epoch % max(epochs // 5, 1) == 0 or epoch == epochs - 1:
-      report(epoch, loss, mean=mean[:4], of_all=true_mean[:4])
+    if due(i, count, 5):
+      report(i, loss, mean=mean[:4], of_all=true_mean[:4])
+  # In evaluation nothing is mutable, and only the output comes back.
   variables = {'params': optimizer.target, **state}
-  predictions = jax.vmap(lambda x: model.apply(variables, x))(xs)
-  say(f'  Evaluated: loss {float(((predictions - ys) ** 2).mean()):.4f}')
+  predict = jax.vmap(jax.vmap(lambda x: model.apply(variables, x)))
+  say(f'  Evaluated: loss {float(((predict(xs) - ys) ** 2).mean()):.4f}')
   return losses, errors
 
 
-def report(epoch, loss, **values):
+def report(step, loss, **values):
   shown = ', '.join(
     f'{k} {np.round(np.asarray(v, float), 2)}' for k, v in values.items()
   )
-  say(f'  epoch {epoch}: loss {float(loss):.4f}, {shown}')
+  say(f'  step {step}: loss {float(loss):.4f}, {shown}')
 
 
-def save_picture(curves, path):
-  """Saves a picture of losses and averages, if matplotlib is there."""
-  try:
-    import matplotlib
-  except ImportError:
-    say("No picture: pip install '.[examples]' brings matplotlib.")
-    return
-  matplotlib.use('agg')
-  from matplotlib import pyplot
+# %%
+# Losses and averages
+# -------------------
+#
+# Above is the loss, below how far the state is from what it is the average of.
 
-  figure, axes = pyplot.subplots(2, len(curves), figsize=(9, 6), sharex=True)
+
+def draw(figure, curves):
+  axes = figure.subplots(2, len(curves), sharex=True)
   for column, (name, (losses, errors)) in zip(axes.T, curves.items()):
-    column[0].plot(losses)
+    # The MLP sees eight batches by turns.
+    plot_with_average(column[0], losses, 8)
     column[0].set(title=name, ylabel='loss', yscale='log')
-    column[1].plot(errors)
-    column[1].set(xlabel='epoch', ylabel='|running - true mean|', yscale='log')
-  figure.tight_layout()
-  figure.savefig(path)
-  say(f'Saved {path}')
+    plot_with_average(column[1], errors, 8, 'tab:orange')
+    column[1].set(xlabel='step', ylabel='|running - true mean|', yscale='log')
+
+
+# %%
+# Run it
+# ------
 
 
 def main(argv=None):
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('--epochs', type=int, default=300)
-  parser.add_argument('--picture', default='managing_parameters_and_state.png')
+  name = 'managing_parameters_and_state.png'
+  parser = arguments(__doc__, name, steps=1500)
+  parser.add_argument(
+    '--hidden', type=positive, default=32, help='features of the MLP'
+  )
+  parser.add_argument(
+    '--batch-size', type=positive, default=64, help='examples of a step'
+  )
+  parser.add_argument(
+    '--learning-rate', type=above_zero, default=0.1, help='of both'
+  )
   args = parser.parse_args(argv)
   curves = {
-    'running mean': train_running_mean(args.epochs),
-    'BatchNorm': train_mlp(args.epochs),
+    'running mean': train_running_mean(
+      args.steps, args.batch_size, args.learning_rate
+    ),
+    'BatchNorm over a vmapped batch': train_mlp(
+      args.steps, args.hidden, args.batch_size, args.learning_rate
+    ),
   }
-  save_picture(curves, args.picture)
+  save_picture(args.picture, (9, 6), draw, curves)
   return curves
 
 

@@ -1,20 +1,58 @@
-"""ResNet (v1) in linen style, with the weights of `hk.nets.ResNet50`.
+"""
+ResNet in both libraries
+========================
 
-Run it to see both networks side by side: `python examples/resnet.py`.
+The same residual network is there twice: Haiku's own `hk.nets.ResNet`, and one
+written in linen. The weights of the one go into the other, and `compare` shows
+layer by layer how far outputs and gradients are apart. Then both take some
+steps of training, each with its own library's parameters and state, and the
+losses stay together.
+
+**A port of** Haiku's ImageNet example, whose network is `hk.nets.ResNet50`, to
+linen.
+
+**What had to change.** Haiku's BatchNorm divides its averages by how far they
+have come, linen's begins with 0 and 1: in training both normalize alike, and so
+the weights are converted with `for_='training'`. Convolutions are at the same
+places under other names; `mapping` says which is which. Haiku's initial weights
+of the last norm of a block are zeros, and so are the logits': for the
+comparison all are moved a little, since zeros hide what is before them.
+
+.. code-block:: bash
+
+   python examples/resnet.py --blocks 3,4,6,3
 
 Source: He et al., "Deep Residual Learning for Image Recognition", 2015.
 """
 
+import argparse
 import functools
 from collections.abc import Sequence
 
 import haiku as hk
 import jax
 import jax.numpy as jnp
+import optax
+from showing import (
+  above_zero,
+  arguments,
+  count_of,
+  due,
+  positive,
+  save_picture,
+  say,
+  steps,
+)
 
 from haiku_state import interop
 from haiku_state import linen as nn
 from haiku_state.interop import layers
+
+# %%
+# In linen
+# --------
+#
+# Names are given where the default would not say which layer it is.
 
 DECAY = 0.9
 
@@ -97,6 +135,12 @@ class ResNet(nn.Module):
     )(x)
 
 
+# %%
+# Which layer is which
+# --------------------
+#
+# The names of Haiku's are those that its parameters have.
+
 RESNET50 = (3, 4, 6, 3)
 
 
@@ -130,25 +174,140 @@ def mapping(blocks: Sequence[int], root: str = 'res_net50', **options):
   return {f'{root}/~/{path}': layer for path, layer in rows.items()}
 
 
-def main():
+# %%
+# Steps of training in both
+# -------------------------
+#
+# One function for either: it is given how to compute logits and new state.
+
+
+def train(apply, params, state, images, labels, count, learning_rate, name):
+  """Returns the loss of each step.
+
+  Args:
+    apply: a function of parameters, state and images to logits and new state.
+    params: its parameters.
+    state: its first state.
+    images: of shape [batch, height, width, 3].
+    labels: of shape [batch].
+    count: how many steps there are.
+    learning_rate: of gradient descent.
+    name: what is trained.
+  """
+
+  @jax.jit
+  def step(params, state):
+    def loss_fn(params):
+      logits, new = apply(params, state, images)
+      losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+      return losses.mean(), new
+
+    (loss, new), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
+    params = jax.tree.map(lambda p, g: p - learning_rate * g, params, grads)
+    return params, new, loss
+
+  losses = []
+  for i in steps(count):
+    params, state, loss = step(params, state)
+    losses.append(float(loss))
+    if due(i, count, 5):
+      say(f'  {name}, step {i}: loss {losses[-1]:.5f}')
+  return losses
+
+
+# %%
+# How far they are apart
+# ----------------------
+
+
+def draw(figure, result, losses):
+  left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+  result.plot(left)
+  left.tick_params(axis='both', labelsize=5)
+  for (name, values), style in zip(losses.items(), ('-', '--')):
+    right.plot(values, style, lw=3 if style == '-' else 2, label=name)
+  right.set(title='loss', xlabel='step of training')
+  right.legend()
+
+
+# %%
+# Run it
+# ------
+
+
+def four_counts(text):
+  """Returns four numbers that are given with commas between."""
+  counts = tuple(count_of(0)(count) for count in text.split(','))
+  if len(counts) != 4:
+    raise argparse.ArgumentTypeError(f'{text!r} is not as in 3,4,6,3')
+  return counts
+
+
+def main(argv=None):
+  parser = arguments(__doc__, 'resnet.png', steps=20)
+  parser.add_argument(
+    '--blocks',
+    type=four_counts,
+    default='1,1,1,1',
+    help='of the four groups; ResNet-50 has 3,4,6,3',
+  )
+  parser.add_argument(
+    '--channels', type=count_of(4), default=64, help='of the first group'
+  )
+  parser.add_argument(
+    '--size', type=positive, default=32, help='pixels of a side of an image'
+  )
+  parser.add_argument(
+    '--batch-size', type=count_of(2), default=8, help='images'
+  )
+  parser.add_argument(
+    '--learning-rate', type=above_zero, default=0.02, help='of both'
+  )
+  args = parser.parse_args(argv)
+  channels = tuple(args.channels * 2**i for i in range(4))
   network = hk.transform_with_state(
-    lambda x, is_training: hk.nets.ResNet50(10)(x, is_training)
+    lambda x, is_training: hk.nets.ResNet(
+      args.blocks, 10, channels_per_group=channels
+    )(x, is_training)
   )
-  images = jax.random.normal(jax.random.key(0), (2, 64, 64, 3))
-  params, state = network.init(jax.random.key(1), images, True)
-  # Some weights begin as zeros, which would hide all that is before them.
+  module = ResNet(args.blocks, 10, channels)
+  rows = mapping(args.blocks, 'res_net', for_='training')
+
+  key_x, key_y, key = jax.random.split(jax.random.key(0), 3)
+  shape = args.batch_size, args.size, args.size, 3
+  images = jax.random.normal(key_x, shape)
+  labels = jax.random.randint(key_y, shape[:1], 0, 10)
+  params, state = jax.jit(network.init, static_argnums=2)(key, images, True)
   params = jax.tree.map(lambda x: x + 0.01, params)
-  print(
-    interop.compare(
-      network,
-      ResNet(RESNET50, 10),
-      mapping(RESNET50),
-      [images],
-      weights=(params, state),
-      haiku_kwargs={'is_training': True},
-      linen_kwargs={'train': True},
-    )
+  result = interop.compare(
+    network,
+    module,
+    rows,
+    [images],
+    weights=(params, state),
+    haiku_kwargs={'is_training': True},
+    linen_kwargs={'train': True},
+    tolerance=1e-3,
   )
+  say(str(result))
+
+  def haiku_apply(params, state, images):
+    return network.apply(params, state, None, images, True)
+
+  def linen_apply(params, state, images):
+    return module.apply(
+      {'params': params, **state}, images, train=True, mutable=['batch_stats']
+    )
+
+  variables, _ = interop.weights_from_haiku(params, state, rows)
+  linen = variables['params'], {'batch_stats': variables['batch_stats']}
+  data = images, labels, args.steps, args.learning_rate
+  losses = {
+    'Haiku': train(haiku_apply, params, state, *data, 'Haiku'),
+    'linen': train(linen_apply, *linen, *data, 'linen'),
+  }
+  save_picture(args.picture, (12, 6), draw, result, losses)
+  return result, losses
 
 
 if __name__ == '__main__':

@@ -509,7 +509,7 @@ def scale_by_belief(b1: Any, b2: Any, eps: Any, eps_root: Any) -> Any:
     count = state.count + 1
     mu = jax.tree.map(lambda m, g: (1 - b1) * g + b1 * m, state.mu, updates)
     nu = jax.tree.map(
-      lambda n, g, m: (1 - b2) * (g - m) ** 2 + b2 * n + eps_root,
+      lambda n, g, m: (1 - b2) * jnp.abs(g - m) ** 2 + b2 * n + eps_root,
       state.nu,
       updates,
       mu,

@@ -158,6 +158,12 @@ class Cursor(Generic[_A]):
   points to: it can be added, compared, measured by `len`; the result is not a
   cursor.
 
+  >>> from haiku_state.cursor import cursor
+  >>> c = cursor({'layers': [{'w': 1}, {'w': 2}]})
+  >>> c['layers'][1]['w'] += 10
+  >>> c.build()
+  {'layers': [{'w': 1}, {'w': 12}]}
+
   Args:
     obj: the object that it points to.
     parent_key: which child of which cursor it is; None at the root.

@@ -55,6 +55,12 @@ def _one_slice_each(devices, axis_name):
 def unreplicate(tree):
   """Takes one copy of arrays that `replicate` or `jax.pmap` made.
 
+  >>> import jax.numpy as jnp
+  >>> from haiku_state import jax_utils
+  >>> replicated = jax_utils.replicate({'w': jnp.ones(2)})
+  >>> jax_utils.unreplicate(replicated)
+  {'w': Array([1., 1.], dtype=float32)}
+
   Args:
     tree: a pytree of arrays [devices, ...].
 
@@ -83,7 +89,14 @@ def _first_copy(x):
 
 
 def pmean(xs, axis_name):
-  """Is `jax.lax.pmean`. Deprecated."""
+  """Is `jax.lax.pmean`. Deprecated.
+
+  >>> import jax, jax.numpy as jnp
+  >>> from haiku_state import jax_utils
+  >>> mean = lambda x: jax_utils.pmean(x, 'batch')
+  >>> jax.vmap(mean, axis_name='batch')(jnp.array([1.0, 3.0]))
+  Array([2., 2.], dtype=float32)
+  """
   warnings.warn('use jax.lax.pmean instead', DeprecationWarning, stacklevel=2)
   return lax.pmean(xs, axis_name)
 

@@ -395,6 +395,12 @@ def to_bytes(target: Any) -> bytes:
 def from_bytes(target: Any, encoded_bytes: bytes) -> Any:
   """Returns a copy of a target that has the values of saved bytes.
 
+  >>> import numpy as np
+  >>> from haiku_state import serialization
+  >>> data = serialization.to_bytes({'w': np.ones(2)})
+  >>> serialization.from_bytes({'w': np.zeros(2)}, data)
+  {'w': array([1., 1.])}
+
   Args:
     target: an object with the structure of the one that was saved.
     encoded_bytes: what `to_bytes` returned, here or in Flax.
@@ -446,6 +452,12 @@ def msgpack_serialize(pytree: Any, in_place: bool = False) -> bytes:
 
 def msgpack_restore(encoded_pytree: bytes) -> Any:
   """Reads a tree of dicts, lists and leaves from MessagePack bytes.
+
+  >>> import numpy as np
+  >>> from haiku_state import serialization
+  >>> data = serialization.msgpack_serialize({'w': np.ones(2)})
+  >>> serialization.msgpack_restore(data)
+  {'w': array([1., 1.])}
 
   Args:
     encoded_pytree: what `msgpack_serialize` or `to_bytes` returned, here

@@ -175,6 +175,13 @@ class Traversal(abc.ABC):
 
   They are deprecated, as in Flax: `optim.MultiOptimizer` needs them, and new
   programs have optax's `multi_transform`.
+
+  >>> from haiku_state import traverse_util
+  >>> kernels = traverse_util.TraverseItem('kernel')
+  >>> list(kernels.iterate({'kernel': 3, 'bias': 4}))
+  [3]
+  >>> kernels.update(lambda x: 2 * x, {'kernel': 3, 'bias': 4})
+  {'kernel': 6, 'bias': 4}
   """
 
   def __new__(cls, *args: Any, **kwargs: Any):

@@ -1,4 +1,10 @@
-"""What the documents show runs, and does what they say."""
+"""What the documents show runs, and does what they say.
+
+The blocks of Python in a document run in order, in one namespace; what `>>>`
+examples print is compared. A block whose first line names a file, as in
+`# train.py` or `<!-- guide.md -->`, is that file. A block of `console` runs what
+stands after `$ ` beside those files, and compares what is printed.
+"""
 
 import ast
 import doctest
@@ -7,6 +13,7 @@ import os
 import pathlib
 import pkgutil
 import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -37,12 +44,24 @@ ALONE = {'docs/many_devices.md'}
 JAX_EXTRA = 'flatbuffers'
 
 _BLOCK = re.compile(r'^```python\n(.*?)^```$', re.M | re.S)
+_FILE = re.compile(
+  r'^(```+)(?:python|markdown)\n((?:# |<!-- )([\w.]+)(?: -->)?\n.*?)^\1$',
+  re.M | re.S,
+)
+_CONSOLE = re.compile(r'^```console\n(.*?)^```$', re.M | re.S)
+_COMMAND = re.compile(r'^\$ (.*)\n((?:(?!\$ ).*\n)*)', re.M)
+_NUMBER = re.compile(r'\d+\.\d+')
+_FLAGS = (
+  doctest.ELLIPSIS
+  | doctest.NORMALIZE_WHITESPACE
+  | doctest.IGNORE_EXCEPTION_DETAIL
+)
 _LINK = re.compile(r'\]\(([^)#:]+)(#[^)]*)?\)')
 
 
 def blocks(path: pathlib.Path) -> list[tuple[int, str]]:
   """Returns the blocks of Python in a document, with their lines."""
-  text = path.read_text()
+  text = _FILE.sub(lambda m: '\n' * m[0].count('\n'), path.read_text())
   return [
     (text[: match.start()].count('\n') + 1, match.group(1))
     for match in _BLOCK.finditer(text)
@@ -61,6 +80,9 @@ def test_document_runs(path, tmp_path, monkeypatch):
   namespace = {'__name__': '__main__'}
   for line, block in blocks(path):
     # The lines of errors are those of the document.
+    if block.startswith('>>> '):
+      run_examples(block, namespace, f'{path.name}, line {line}')
+      continue
     code = compile('\n' * line + block, str(path), 'exec')
     try:
       exec(code, namespace)
@@ -70,6 +92,17 @@ def test_document_runs(path, tmp_path, monkeypatch):
       if "pip install '.[" in text or JAX_EXTRA in text or e.name in EXTRAS:
         pytest.skip(text)
       raise
+
+
+def run_examples(block, namespace, name):
+  test = doctest.DocTestParser().get_doctest(block, namespace, name, None, 0)
+  # The namespace is that of the document; the runner would empty a copy.
+  test.globs = namespace
+  said: list[str] = []
+  runner = doctest.DocTestRunner(optionflags=_FLAGS)
+  assert not runner.run(test, out=said.append, clear_globs=False).failed, (
+    ''.join(said)
+  )
 
 
 def run_alone(path):
@@ -134,6 +167,37 @@ def skip_if_jax_is_too_old(name):
     pytest.skip('needs jax ' + '.'.join(map(str, needed)))
 
 
+WITH_COMMANDS = [p for p in DOCUMENTS if _CONSOLE.search(p.read_text())]
+
+
+@pytest.mark.parametrize(
+  'path', WITH_COMMANDS, ids=[p.stem for p in WITH_COMMANDS]
+)
+def test_commands_print_what_is_shown(path, tmp_path):
+  pytest.importorskip('libcst')
+  text = path.read_text()
+  for match in _FILE.finditer(text):
+    (tmp_path / match[3]).write_text(match[2])
+  for block in _CONSOLE.findall(text):
+    for command, shown in _COMMAND.findall(block):
+      assert command.startswith('haiku-state '), 'other commands are not run'
+      ran = subprocess.run(
+        [sys.executable, '-m', 'haiku_state', *shlex.split(command)[1:]],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, 'PYTHONPATH': str(REPOSITORY)},
+      )
+      assert_same_words(ran.stdout + ran.stderr, shown)
+
+
+def assert_same_words(printed, shown):
+  """Compares lines, and numbers as far as another version rounds them."""
+  assert _NUMBER.sub('0', printed).split() == _NUMBER.sub('0', shown).split()
+  numbers = [[float(n) for n in _NUMBER.findall(t)] for t in (printed, shown)]
+  assert numbers[0] == pytest.approx(numbers[1], rel=0.05, abs=0.01)
+
+
 def test_readme_has_python_and_both_commands():
   assert len(blocks(REPOSITORY / 'README.md')) >= 3
   text = (REPOSITORY / 'README.md').read_text()
@@ -169,12 +233,7 @@ def test_docstring_examples(name, tmp_path, monkeypatch):
   if name == 'haiku_state.export':
     pytest.importorskip(JAX_EXTRA)
   module = importlib.import_module(name)
-  flags = (
-    doctest.ELLIPSIS
-    | doctest.NORMALIZE_WHITESPACE
-    | doctest.IGNORE_EXCEPTION_DETAIL
-  )
-  failed, _ = doctest.testmod(module, optionflags=flags, extraglobs={})
+  failed, _ = doctest.testmod(module, optionflags=_FLAGS, extraglobs={})
   assert not failed
 
 

@@ -116,6 +116,13 @@ def is_axis_metadata(val: Any) -> bool:
 def map_axis_meta(fn: Callable[[AxisMetadata[Any]], Any], tree: Any) -> Any:
   """Maps a function over the boxes of a tree.
 
+  >>> import jax.numpy as jnp
+  >>> from haiku_state import core
+  >>> from haiku_state.core.meta import Partitioned
+  >>> box = Partitioned(jnp.ones((2, 3)), names=(None, 'model'))
+  >>> core.map_axis_meta(lambda box: box.names, {'kernel': box, 'bias': 0})
+  {'bias': 0, 'kernel': (None, 'model')}
+
   Args:
     fn: a function of a box.
     tree: a pytree. What is not in a box stays as it is, and so does what is in
@@ -435,6 +442,13 @@ def get_sharding(
   keep_boxes: bool = False,
 ) -> Any:
   """Returns the sharding over a mesh of each array of a tree.
+
+  >>> import jax, jax.numpy as jnp
+  >>> import haiku_state.linen as nn
+  >>> mesh = jax.sharding.Mesh(jax.devices()[:1], ('model',))
+  >>> box = nn.Partitioned(jnp.ones((2, 3)), names=(None, 'model'))
+  >>> tuple(nn.get_sharding({'kernel': box}, mesh)['kernel'].spec)
+  (None, 'model')
 
   Args:
     tree: a pytree of arrays, boxed or not, or of their shapes; see

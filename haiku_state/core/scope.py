@@ -74,6 +74,17 @@ _is_valid_rng = keys.is_valid_rng
 class Variable(Generic[T]):
   """A value of a collection that can be read and set by name.
 
+  >>> import jax, jax.numpy as jnp
+  >>> import haiku_state.linen as nn
+  >>> class Counter(nn.Module):
+  ...   @nn.compact
+  ...   def __call__(self):
+  ...     n = self.variable('counts', 'n', jnp.zeros, ())
+  ...     n.value += 1
+  ...     return n.value
+  >>> int(Counter().init_with_output({})[0])
+  1
+
   Attributes:
     scope: the scope that the variable belongs to.
     collection: the name of its collection.
@@ -121,6 +132,17 @@ class Scope:
   """A cursor into the variables, key streams and names of a run.
 
   Two scopes at one place of one run cannot disagree: neither holds a value.
+
+  >>> import jax, jax.numpy as jnp
+  >>> from haiku_state import core
+  >>> def dense(scope, x):
+  ...   w = scope.param('w', jax.nn.initializers.ones, (x.shape[-1], 2))
+  ...   return x @ w
+  >>> def model(scope, x):
+  ...   return scope.child(dense, 'first')(x).sum()
+  >>> y, variables = core.init(model)(jax.random.key(0), jnp.ones((1, 3)))
+  >>> y, jax.tree.map(jnp.shape, variables.unfreeze())
+  (Array(6., dtype=float32), {'params': {'first': {'w': (3, 2)}}})
 
   Args:
     variables: collections by name, to read and, where mutable, to change.
@@ -712,6 +734,11 @@ def bind(
 ) -> Scope:
   """Returns a scope with these variables, that no run ends.
 
+  >>> from haiku_state import core
+  >>> scope = core.bind({'params': {'w': 2.0}})
+  >>> scope.get_variable('params', 'w')
+  2.0
+
   Args:
     variables: collections by name. Those that are mutable are copied.
     rngs: keys by name of the stream.
@@ -782,6 +809,18 @@ def apply(
 ) -> Callable[..., Any]:
   """Turns a function of a scope into one of a variables dict.
 
+  >>> from haiku_state import core
+  >>> def count(scope, x):
+  ...   n = scope.variable('counts', 'n', lambda: 0)
+  ...   n.value += 1
+  ...   return x
+  >>> core.apply(count, mutable=['counts'])({'counts': {'n': 4}}, 'x')
+  ('x', FrozenDict({
+      counts: {
+          n: 5,
+      },
+  }))
+
   Args:
     fn: takes a scope, then any arguments.
     mutable: which collections may be changed.
@@ -840,6 +879,14 @@ def init(
 ) -> Callable[..., Any]:
   """Turns a function of a scope into one that makes its variables.
 
+  >>> import jax, jax.numpy as jnp
+  >>> from haiku_state import core
+  >>> def scale(scope, x):
+  ...   return x * scope.param('w', jax.nn.initializers.ones, ())
+  >>> y, variables = core.init(scale)(jax.random.key(0), 3.0)
+  >>> y, sorted(variables['params'])
+  (Array(3., dtype=float32), ['w'])
+
   Args:
     fn: takes a scope, then any arguments.
     mutable: which collections are made and returned.
@@ -872,6 +919,14 @@ def lazy_init(
   flags: Mapping[str, Any] | None = None,
 ) -> Callable[..., Any]:
   """Turns a function of a scope into one that makes its variables from shapes.
+
+  >>> import jax, jax.numpy as jnp
+  >>> from haiku_state import core
+  >>> def dense(scope, x):
+  ...   return x @ scope.param('w', jax.nn.initializers.ones, (x.shape[-1], 2))
+  >>> x = jax.ShapeDtypeStruct((64, 3), jnp.float32)
+  >>> core.lazy_init(dense)(jax.random.key(0), x)['params']['w'].shape
+  (3, 2)
 
   Args:
     fn: takes a scope, then any arguments.

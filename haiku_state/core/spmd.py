@@ -29,6 +29,12 @@ _rules = _Rules()
 def set_logical_axis_rules(rules: LogicalRules):
   """Sets the rules of this thread.
 
+  >>> import haiku_state.linen as nn
+  >>> nn.set_logical_axis_rules([('batch', 'data')])
+  >>> nn.get_logical_axis_rules()
+  [('batch', 'data')]
+  >>> nn.set_logical_axis_rules([])
+
   Args:
     rules: pairs of logical name and mesh axis, of which earlier ones go first.
   """
@@ -36,7 +42,13 @@ def set_logical_axis_rules(rules: LogicalRules):
 
 
 def get_logical_axis_rules() -> LogicalRules:
-  """Returns the rules of this thread."""
+  """Returns the rules of this thread.
+
+  >>> import haiku_state.linen as nn
+  >>> with nn.logical_axis_rules([('batch', 'data')]):
+  ...   nn.get_logical_axis_rules()
+  [('batch', 'data')]
+  """
   return _rules.current
 
 

@@ -17,6 +17,9 @@ def check_trace_level(base_level: Any) -> None:
   A scope can be used inside of JAX's own transforms. What must not leave them
   is found where a variable is set.
 
+  >>> from haiku_state import core
+  >>> core.check_trace_level(core.current_trace())
+
   Args:
     base_level: a token from `current_trace`.
   """

@@ -20,7 +20,19 @@ STATE = ':state'
 
 
 class ConversionError(ValueError):
-  """Weights or a mapping that cannot be converted."""
+  """Weights or a mapping that cannot be converted.
+
+  >>> import haiku as hk, jax, jax.numpy as jnp
+  >>> from haiku_state import interop
+  >>> from haiku_state.interop import layers
+  >>> f = hk.transform(lambda x: hk.Linear(2)(x))
+  >>> params = f.init(jax.random.key(0), jnp.ones((1, 3)))
+  >>> try:
+  ...   interop.weights_from_haiku(params, None, {})
+  ... except interop.ConversionError as error:
+  ...   print('linear' in str(error))
+  True
+  """
 
 
 class Leaf(NamedTuple):

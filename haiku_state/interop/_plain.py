@@ -23,7 +23,18 @@ MAX_DEPTH = 200
 
 
 class WeightsFileError(ValueError):
-  """A file of weights that cannot be read, or be written."""
+  """A file of weights that cannot be read, or be written.
+
+  >>> import pathlib, tempfile
+  >>> from haiku_state.interop import checkpoints
+  >>> path = pathlib.Path(tempfile.mkdtemp()) / 'weights.npz'
+  >>> _ = path.write_bytes(b'PK, cut off')
+  >>> try:
+  ...   checkpoints.load_npz(path)
+  ... except checkpoints.WeightsFileError as error:
+  ...   print(path.name in str(error))
+  True
+  """
 
 
 @contextlib.contextmanager

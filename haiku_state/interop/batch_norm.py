@@ -92,6 +92,11 @@ def batch_norm_to_haiku(
 ) -> dict[str, dict[str, Any]]:
   """Gives the averages of linen's `BatchNorm` as those of `hk.BatchNorm`.
 
+  >>> import numpy as np
+  >>> stats = {'mean': np.array([10.0]), 'var': np.array([1.0])}
+  >>> batch_norm_to_haiku(stats)['mean_ema']['average']
+  array([[10.]])
+
   Args:
     stats: `mean` and `var`.
     counter: how many steps they have seen from linen's own start, None if that

@@ -49,6 +49,14 @@ def _write(path: Path, content: bytes) -> None:
 def load_npz(path: Path, separator: str = '//') -> dict[str, Any]:
   """Reads an npz file.
 
+  >>> import pathlib, tempfile
+  >>> import numpy as np
+  >>> from haiku_state.interop import checkpoints
+  >>> path = pathlib.Path(tempfile.mkdtemp()) / 'weights.npz'
+  >>> checkpoints.save_npz(path, {'linear': {'w': np.ones(2)}})
+  >>> checkpoints.load_npz(path)
+  {'linear': {'w': array([1., 1.])}}
+
   Args:
     path: the file.
     separator: what joins names: `//` in AlphaFold's, which gives Haiku's two
@@ -75,6 +83,14 @@ def save_npz(
   A dtype that JAX adds to those of NumPy, such as bfloat16, is kept by a note
   in the file; `numpy.load` shows raw bytes, `V2` for bfloat16, in its place.
 
+  >>> import pathlib, tempfile
+  >>> import numpy as np
+  >>> from haiku_state.interop import checkpoints
+  >>> path = pathlib.Path(tempfile.mkdtemp()) / 'weights.npz'
+  >>> checkpoints.save_npz(path, {'linear': {'w': np.ones(2)}})
+  >>> checkpoints.load_npz(path)
+  {'linear': {'w': array([1., 1.])}}
+
   Args:
     path: the file, which is replaced whole or not at all.
     tree: nested dicts of arrays.
@@ -95,6 +111,14 @@ def save_npz(
 
 def load_safetensors(path: Path, separator: str = '/') -> dict[str, Any]:
   """Reads a safetensors file.
+
+  >>> import pathlib, tempfile
+  >>> import numpy as np
+  >>> from haiku_state.interop import checkpoints
+  >>> path = pathlib.Path(tempfile.mkdtemp()) / 'weights.safetensors'
+  >>> checkpoints.save_safetensors(path, {'linear': {'w': np.ones(2)}})
+  >>> checkpoints.load_safetensors(path)
+  {'linear': {'w': array([1., 1.])}}
 
   Args:
     path: the file.
@@ -119,6 +143,14 @@ def save_safetensors(
 
   A dtype that the format does not have, such as int4 or text, is kept as bytes
   with a note in the file, which other readers show as `U8`.
+
+  >>> import pathlib, tempfile
+  >>> import numpy as np
+  >>> from haiku_state.interop import checkpoints
+  >>> path = pathlib.Path(tempfile.mkdtemp()) / 'weights.safetensors'
+  >>> checkpoints.save_safetensors(path, {'linear': {'w': np.ones(2)}})
+  >>> checkpoints.load_safetensors(path)
+  {'linear': {'w': array([1., 1.])}}
 
   Args:
     path: the file, which is replaced whole or not at all.
@@ -150,6 +182,14 @@ def _refusing(path: Path) -> Iterator[None]:
 def load_msgpack(path: Path) -> dict[str, Any]:
   """Reads a file that `serialization.to_bytes` of Flax or ours made.
 
+  >>> import pathlib, tempfile
+  >>> import numpy as np
+  >>> from haiku_state.interop import checkpoints
+  >>> path = pathlib.Path(tempfile.mkdtemp()) / 'weights.msgpack'
+  >>> checkpoints.save_msgpack(path, {'linear': {'w': np.ones(2)}})
+  >>> checkpoints.load_msgpack(path)
+  {'linear': {'w': array([1., 1.])}}
+
   Args:
     path: the file.
 
@@ -172,6 +212,14 @@ def load_msgpack(path: Path) -> dict[str, Any]:
 
 def save_msgpack(path: Path, tree: Mapping[str, Any]) -> None:
   """Writes a msgpack file, which Flax reads, too.
+
+  >>> import pathlib, tempfile
+  >>> import numpy as np
+  >>> from haiku_state.interop import checkpoints
+  >>> path = pathlib.Path(tempfile.mkdtemp()) / 'weights.msgpack'
+  >>> checkpoints.save_msgpack(path, {'linear': {'w': np.ones(2)}})
+  >>> checkpoints.load_msgpack(path)
+  {'linear': {'w': array([1., 1.])}}
 
   Args:
     path: the file, which is replaced whole or not at all.
@@ -200,6 +248,14 @@ def load_pickle(
   operations that occur in Haiku's checkpoints and makes dicts, lists, tuples,
   numbers, text and arrays of those; anything else in the file is refused. What
   it costs is bounded by the size of the file.
+
+  >>> import pathlib, pickle, tempfile
+  >>> import numpy as np
+  >>> from haiku_state.interop import checkpoints
+  >>> path = pathlib.Path(tempfile.mkdtemp()) / 'params.pickle'
+  >>> _ = path.write_bytes(pickle.dumps({'linear': {'w': np.ones(2)}}))
+  >>> checkpoints.load_pickle(path, trust=True)
+  {'linear': {'w': array([1., 1.])}}
 
   Args:
     path: the file.

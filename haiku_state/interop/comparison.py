@@ -55,6 +55,16 @@ class LayerDifference:
 class Comparison:
   """A table of differences, layer by layer in the order of Haiku's calls.
 
+  >>> import haiku as hk, jax.numpy as jnp
+  >>> import haiku_state.linen as nn
+  >>> from haiku_state import interop
+  >>> from haiku_state.interop import layers
+  >>> f = hk.transform(lambda x: hk.Linear(2)(x))
+  >>> comparison = interop.compare(
+  ...   f, nn.Dense(2), {'linear': layers.linear('')}, [jnp.ones((1, 3))])
+  >>> comparison.equal, len(comparison.rows)
+  (True, 2)
+
   Attributes:
     rows: the layers, and the whole model at the end.
     tolerance: what counts as equal.

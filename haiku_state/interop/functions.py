@@ -375,6 +375,22 @@ def as_multi_transformed(
 ) -> hk.MultiTransformedWithState:
   """Gives methods of a linen-style module as a multi-transformed function.
 
+  >>> import jax, jax.numpy as jnp
+  >>> import haiku_state.linen as nn
+  >>> from haiku_state import interop
+  >>> class Coder(nn.Module):
+  ...   def setup(self):
+  ...     self.down, self.up = nn.Dense(2), nn.Dense(3)
+  ...   def encode(self, x):
+  ...     return self.down(x)
+  ...   def __call__(self, x):
+  ...     return self.up(self.encode(x))
+  >>> f = interop.as_multi_transformed(Coder(), ('__call__', 'encode'))
+  >>> params, state = f.init(jax.random.key(0), jnp.ones((1, 3)))
+  >>> code, _ = f.apply[1](params, state, None, jnp.ones((1, 3)))
+  >>> code.shape
+  (1, 2)
+
   Args:
     module: the module, not bound.
     methods: names of methods, or methods, in a dict, tuple or NamedTuple.

@@ -57,6 +57,16 @@ class Row:
 class Report:
   """What was converted and what was not.
 
+  >>> import haiku as hk, jax, jax.numpy as jnp
+  >>> from haiku_state import interop
+  >>> from haiku_state.interop import layers
+  >>> f = hk.transform(lambda x: hk.Linear(2)(x))
+  >>> params = f.init(jax.random.key(0), jnp.ones((1, 3)))
+  >>> _, report = interop.weights_from_haiku(
+  ...   params, None, {}, strict=False)
+  >>> report.unmatched
+  ('params["linear"]["w"]', 'params["linear"]["b"]')
+
   Attributes:
     rows: the layers of the mapping.
     unmatched: the leaves that no layer of the mapping takes.
@@ -94,6 +104,16 @@ def weights_from_haiku(
   strict: bool = True,
 ) -> tuple[dict[str, Any], Report]:
   """Converts the weights of a Haiku model.
+
+  >>> import haiku as hk, jax, jax.numpy as jnp
+  >>> from haiku_state import interop
+  >>> from haiku_state.interop import layers
+  >>> f = hk.transform(lambda x: hk.Linear(2)(x))
+  >>> params = f.init(jax.random.key(0), jnp.ones((1, 3)))
+  >>> variables, report = interop.weights_from_haiku(
+  ...   params, None, {'linear': layers.linear('head')})
+  >>> jax.tree.map(jnp.shape, variables)
+  {'params': {'head': {'bias': (2,), 'kernel': (3, 2)}}}
 
   Args:
     params: parameters by module and name: arrays, sharded arrays or
@@ -332,6 +352,16 @@ def weights_to_haiku(
   strict: bool = True,
 ) -> tuple[Bundles, Bundles, Report]:
   """Converts the weights of a linen model; `weights_from_haiku` inverted.
+
+  >>> import jax, jax.numpy as jnp
+  >>> import haiku_state.linen as nn
+  >>> from haiku_state import interop
+  >>> from haiku_state.interop import layers
+  >>> variables = nn.Dense(2).init(jax.random.key(0), jnp.ones((1, 3)))
+  >>> params, state, report = interop.weights_to_haiku(
+  ...   variables, {'linear': layers.linear('')})
+  >>> jax.tree.map(jnp.shape, params)
+  {'linear': {'b': (2,), 'w': (3, 2)}}
 
   Args:
     variables: collections by name.

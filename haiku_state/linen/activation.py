@@ -2,6 +2,72 @@
 
 The functions are those of `jax.nn` (and `tanh` of `jax.numpy`), so that
 `nn.relu` is `jax.nn.relu` and takes the same arguments.
+
+>>> import jax.numpy as jnp
+>>> import haiku_state.linen as nn
+>>> x = jnp.array([-2.0, 0.0, 2.0])
+>>> def show(y):
+...   print([round(float(v), 2) for v in jnp.ravel(y)])
+
+Those that cut off what is negative, and those that are smooth:
+
+>>> show(nn.relu(x))
+[0.0, 0.0, 2.0]
+>>> show(nn.relu6(10 * x))
+[0.0, 0.0, 6.0]
+>>> show(nn.leaky_relu(x, 0.1))
+[-0.2, 0.0, 2.0]
+>>> show(nn.elu(x))
+[-0.86, 0.0, 2.0]
+>>> show(nn.celu(x))
+[-0.86, 0.0, 2.0]
+>>> show(nn.selu(x))
+[-1.52, 0.0, 2.1]
+>>> show(nn.gelu(x))
+[-0.05, 0.0, 1.95]
+>>> show(nn.silu(x))
+[-0.24, 0.0, 1.76]
+>>> show(nn.swish(x))
+[-0.24, 0.0, 1.76]
+>>> show(nn.softplus(x))
+[0.13, 0.69, 2.13]
+
+Those that end at a bound:
+
+>>> show(nn.sigmoid(x))
+[0.12, 0.5, 0.88]
+>>> show(nn.tanh(x))
+[-0.96, 0.0, 0.96]
+>>> show(nn.soft_sign(x))
+[-0.67, 0.0, 0.67]
+>>> show(nn.log_sigmoid(x))
+[-2.13, -0.69, -0.13]
+>>> show(nn.hard_sigmoid(x))
+[0.17, 0.5, 0.83]
+>>> show(nn.hard_tanh(x))
+[-1.0, 0.0, 1.0]
+>>> show(nn.hard_silu(x))
+[-0.33, 0.0, 1.67]
+>>> show(nn.hard_swish(x))
+[-0.33, 0.0, 1.67]
+
+Those of several numbers together; `glu` has the second half of them open and
+close the first:
+
+>>> show(nn.softmax(x))
+[0.02, 0.12, 0.87]
+>>> show(nn.log_softmax(x))
+[-4.14, -2.14, -0.14]
+>>> show(nn.logsumexp(x))
+[2.14]
+>>> show(nn.standardize(x))
+[-1.22, 0.0, 1.22]
+>>> show(nn.normalize(x))
+[-1.22, 0.0, 1.22]
+>>> show(nn.one_hot(jnp.array(1), 3))
+[0.0, 1.0, 0.0]
+>>> show(nn.glu(jnp.array([1.0, 2.0, 0.0, 0.0])))
+[0.5, 1.0]
 """
 
 from typing import Any

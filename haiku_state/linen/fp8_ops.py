@@ -839,6 +839,13 @@ class Fp8DotGeneralOp(Fp8DotGeneralBase):
   of `Fp8DirectDotGeneralOp`, which does not leave it to them.
 
   Attributes: those of `Fp8DotGeneralBase`.
+
+  >>> import jax, jax.numpy as jnp
+  >>> import haiku_state.linen as nn
+  >>> model = nn.Dense(2, dot_general_cls=nn.Fp8DotGeneralOp)
+  >>> variables = model.init(jax.random.key(0), jnp.ones((1, 3)))
+  >>> sorted(variables)
+  ['_overwrite_with_gradient', 'params']
   """
 
   def __post_init__(self):
@@ -943,6 +950,13 @@ class NANOOFp8DotGeneralOp(Fp8DotGeneralOp):
   """Is `Fp8DotGeneralOp` with AMD's float8, which has NaN and no infinity.
 
   Attributes: those of `Fp8DotGeneralBase`.
+
+  >>> import jax, jax.numpy as jnp
+  >>> import haiku_state.linen as nn
+  >>> model = nn.Dense(2, dot_general_cls=nn.NANOOFp8DotGeneralOp)
+  >>> variables = model.init(jax.random.key(0), jnp.ones((1, 3)))
+  >>> sorted(variables)
+  ['_overwrite_with_gradient', 'params']
   """
 
   e4m3_dtype: DType = jnp.float8_e4m3fnuz

@@ -3,6 +3,16 @@
 They are those of `jax.nn.initializers`, under the names that linen gives them.
 `zeros` and `ones` are JAX's own objects, so that the core can see by identity
 that an initializer has no use for its key.
+
+>>> import jax
+>>> import haiku_state.linen as nn
+>>> half = nn.initializers.constant(0.5)
+>>> half(jax.random.key(0), (2,))
+Array([0.5, 0.5], dtype=float32)
+>>> dense = nn.Dense(4, kernel_init=nn.initializers.orthogonal())
+>>> he = nn.initializers.variance_scaling(2.0, 'fan_in', 'truncated_normal')
+>>> he(jax.random.key(0), (3, 4)).shape
+(3, 4)
 """
 
 from jax.nn.initializers import constant as constant

@@ -120,6 +120,13 @@ def _is_spec(x):
 def logical_to_mesh(tree: Any, rules: LogicalRules | None = None) -> Any:
   """Finds the mesh axes for each PartitionSpec of logical names in a tree.
 
+  >>> import jax
+  >>> import haiku_state.linen as nn
+  >>> specs = {'kernel': jax.sharding.PartitionSpec('embed', 'heads')}
+  >>> rules = [('embed', None), ('heads', 'model')]
+  >>> tuple(nn.logical_to_mesh(specs, rules)['kernel'])
+  (None, 'model')
+
   Args:
     tree: a pytree of specs, such as `nn.get_partition_spec` returns.
     rules: pairs of logical name and mesh axis; if None, the thread's.
@@ -144,6 +151,14 @@ def logical_to_mesh_sharding(
   A name that has no rule is told, by a warning or an error: its axis would be
   whole on every device, be it ever so large. The rule `(name, None)` says that
   it is to be so.
+
+  >>> import jax
+  >>> import haiku_state.linen as nn
+  >>> mesh = jax.sharding.Mesh(jax.devices()[:1], ('model',))
+  >>> specs = {'kernel': jax.sharding.PartitionSpec('embed', 'heads')}
+  >>> rules = [('embed', None), ('heads', 'model')]
+  >>> tuple(nn.logical_to_mesh_sharding(specs, mesh, rules)['kernel'].spec)
+  (None, 'model')
 
   Args:
     tree: a pytree of specs, such as `nn.get_partition_spec` returns.
@@ -302,6 +317,14 @@ def _with_sharding_constraint(
 
 class LogicallyPartitioned(meta.Partitioned[_A]):
   """A box that gives the axes of an array logical names.
+
+  >>> import jax.numpy as jnp
+  >>> import haiku_state.linen as nn
+  >>> rules = [('embed', None), ('heads', 'model')]
+  >>> box = nn.LogicallyPartitioned(
+  ...   jnp.ones((2, 4)), names=('embed', 'heads'), rules=rules)
+  >>> tuple(nn.logical_to_mesh(box.get_partition_spec(), rules))
+  (None, 'model')
 
   Attributes:
     value: the array.

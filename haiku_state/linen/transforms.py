@@ -104,6 +104,12 @@ def jit(
 
   Keys are forked at the border: initial values differ from those without it.
 
+  >>> import jax, jax.numpy as jnp
+  >>> import haiku_state.linen as nn
+  >>> model = nn.Sequential([nn.jit(nn.Dense)(4), nn.jit(nn.Dense)(4)])
+  >>> model.init_with_output(jax.random.key(0), jnp.ones((2, 4)))[0].shape
+  (2, 4)
+
   Args:
     target: a module class, a partial of one, or a function of a module.
     variables: the collections that go in, and may be changed.
@@ -142,6 +148,14 @@ def checkpoint(
   methods: Any = None,
 ) -> Target:
   """Computes a module again for its gradient, instead of keeping values.
+
+  >>> import jax, jax.numpy as jnp
+  >>> import haiku_state.linen as nn
+  >>> model = nn.checkpoint(nn.Dense)(2)
+  >>> variables = model.init(jax.random.key(0), jnp.ones((1, 3)))
+  >>> loss = lambda v: model.apply(v, jnp.ones((1, 3))).sum()
+  >>> jax.grad(loss)(variables)['params']['bias']
+  Array([1., 1.], dtype=float32)
 
   Args:
     target: a module class, a partial of one, or a function of a module.
@@ -270,6 +284,13 @@ def remat_scan(
 
   With d nested scans the memory grows as the d-th root of the number of steps.
 
+  >>> import jax, jax.numpy as jnp
+  >>> import haiku_state.linen as nn
+  >>> model = nn.remat_scan(nn.Dense, lengths=(10, 10))(4)
+  >>> y, variables = model.init_with_output(jax.random.key(0), jnp.ones((2, 4)))
+  >>> y.shape, variables['params']['kernel'].shape
+  ((2, 4), (10, 10, 4, 4))
+
   Args:
     target: a module class, a partial of one, or a function of a module; it takes
       a carry and returns one of the same type.
@@ -355,6 +376,18 @@ def vjp(
 ) -> Any:
   """Returns an output, and a function from cotangents of it to gradients.
 
+  >>> import jax, jax.numpy as jnp
+  >>> import haiku_state.linen as nn
+  >>> class Slope(nn.Module):
+  ...   @nn.compact
+  ...   def __call__(self, x):
+  ...     dense = nn.Dense(1, kernel_init=nn.initializers.constant(2.0))
+  ...     y, bwd = nn.vjp(lambda dense, x: dense(x), dense, x)
+  ...     variable_gradients, x_gradient = bwd(jnp.ones_like(y))
+  ...     return x_gradient
+  >>> Slope().init_with_output(jax.random.key(0), jnp.ones((1, 3)))[0]
+  Array([[2., 2., 2.]], dtype=float32)
+
   Args:
     fn: takes the module, then the arguments.
     mdl: the module.
@@ -397,6 +430,20 @@ def value_and_grad(
   rngs: PRNGSequenceFilter = True,
 ) -> Any:
   """Returns an output and its gradients with respect to all arguments.
+
+  >>> import jax, jax.numpy as jnp
+  >>> import haiku_state.linen as nn
+  >>> class Slope(nn.Module):
+  ...   @nn.compact
+  ...   def __call__(self, x):
+  ...     dense = nn.Dense(1, kernel_init=nn.initializers.constant(2.0))
+  ...     return nn.value_and_grad(
+  ...       lambda dense, x: dense(x).sum(), dense, x
+  ...     )
+  >>> x = jnp.ones((1, 3))
+  >>> (y, gradients), _ = Slope().init_with_output(jax.random.key(0), x)
+  >>> y, gradients
+  (Array(6., dtype=float32), (Array([[2., 2., 2.]], dtype=float32),))
 
   Args:
     fn: takes the module, then the arguments; returns a scalar.
@@ -446,6 +493,18 @@ def grad(
 ) -> Any:
   """Returns the gradients of an output with respect to all arguments.
 
+  >>> import jax, jax.numpy as jnp
+  >>> import haiku_state.linen as nn
+  >>> class Slope(nn.Module):
+  ...   @nn.compact
+  ...   def __call__(self, x):
+  ...     dense = nn.Dense(1, kernel_init=nn.initializers.constant(2.0))
+  ...     return nn.grad(
+  ...       lambda dense, x: dense(x).sum(), dense, x
+  ...     )
+  >>> Slope().init_with_output(jax.random.key(0), jnp.ones((1, 3)))[0]
+  (Array([[2., 2., 2.]], dtype=float32),)
+
   Args:
     fn: see `value_and_grad`.
     mdl: the module.
@@ -476,6 +535,18 @@ def jvp(
   rngs: PRNGSequenceFilter = True,
 ) -> tuple[Any, Any]:
   """Returns an output and its tangent.
+
+  >>> import jax, jax.numpy as jnp
+  >>> import haiku_state.linen as nn
+  >>> class Slope(nn.Module):
+  ...   @nn.compact
+  ...   def __call__(self, x):
+  ...     dense = nn.Dense(1, kernel_init=nn.initializers.constant(2.0))
+  ...     return nn.jvp(
+  ...       lambda dense, x: dense(x), dense, (x,), (jnp.ones_like(x),), {}
+  ...     )
+  >>> Slope().init_with_output(jax.random.key(0), jnp.ones((1, 3)))[0]
+  (Array([[6.]], dtype=float32), Array([[6.]], dtype=float32))
 
   Args:
     fn: takes the module, then the arguments.
@@ -510,6 +581,24 @@ def while_loop(
 ) -> C:
   """Calls a function of a module while a condition holds.
 
+  >>> import jax, jax.numpy as jnp
+  >>> import haiku_state.linen as nn
+  >>> class Doubling(nn.Module):
+  ...   @nn.compact
+  ...   def __call__(self, x):
+  ...     self.variable('counts', 'steps', jnp.zeros, ())
+  ...     def double(module, x):
+  ...       steps = module.get_variable('counts', 'steps')
+  ...       module.put_variable('counts', 'steps', steps + 1)
+  ...       return 2 * x
+  ...     return nn.while_loop(
+  ...       lambda module, x: x < 100, double, self, x, carry_variables='counts'
+  ...     )
+  >>> variables = Doubling().init({}, 200.0)
+  >>> y, updates = Doubling().apply(variables, 1.0, mutable='counts')
+  >>> float(y), float(updates['counts']['steps'])
+  (128.0, 7.0)
+
   Args:
     cond_fn: takes the module and the carry; returns whether to go on. It may
       change nothing.
@@ -543,6 +632,19 @@ def cond(
   rngs: PRNGSequenceFilter = True,
 ) -> C:
   """Calls one of two functions of a module, by a condition.
+
+  >>> import jax, jax.numpy as jnp
+  >>> import haiku_state.linen as nn
+  >>> class Choice(nn.Module):
+  ...   @nn.compact
+  ...   def __call__(self, x, one):
+  ...     head = lambda module, x: nn.Dense(2, name='head')(x)
+  ...     return nn.cond(one, head, lambda m, x: 2 * head(m, x), self, x)
+  >>> choice, x = Choice(), jnp.ones((1, 3))
+  >>> variables = choice.init(jax.random.key(0), x, True)
+  >>> one, two = (choice.apply(variables, x, b) for b in (True, False))
+  >>> bool((two == 2 * one).all())
+  True
 
   Args:
     pred: the condition.
@@ -581,6 +683,19 @@ def switch(
 ) -> C:
   """Calls one of several functions of a module, by its number.
 
+  >>> import jax, jax.numpy as jnp
+  >>> import haiku_state.linen as nn
+  >>> class Choice(nn.Module):
+  ...   @nn.compact
+  ...   def __call__(self, x, i):
+  ...     scale = self.param('scale', nn.initializers.ones, ())
+  ...     branches = [lambda module, x, n=n: n * scale * x for n in range(3)]
+  ...     return nn.switch(i, branches, self, x)
+  >>> choice = Choice()
+  >>> variables = choice.init(jax.random.key(0), 5.0, 0)
+  >>> [float(choice.apply(variables, 5.0, i)) for i in range(3)]
+  [0.0, 5.0, 10.0]
+
   Args:
     index: which one; clamped to the number of branches.
     branches: the functions. All return the same type, and make the same
@@ -617,6 +732,23 @@ def custom_vjp(
   nondiff_argnums: Any = (),
 ) -> Callable[..., Any]:
   """Gives a function of a module its own rule for gradients.
+
+  >>> import jax, jax.numpy as jnp
+  >>> import haiku_state.linen as nn
+  >>> class Clipped(nn.Module):
+  ...   @nn.compact
+  ...   def __call__(self, x):
+  ...     def scale(module, x):
+  ...       return x * module.param('w', nn.initializers.ones, ())
+  ...     def forward(module, x):
+  ...       return nn.vjp(scale, module, x)
+  ...     def backward(bwd, gradient):
+  ...       variables, x = bwd(gradient)
+  ...       return variables, jnp.clip(x, -0.1, 0.1)
+  ...     return nn.custom_vjp(scale, forward, backward)(self, x)
+  >>> variables = Clipped().init(jax.random.key(0), 3.0)
+  >>> jax.grad(lambda x: Clipped().apply(variables, x))(3.0)
+  Array(0.1, dtype=float32, weak_type=True)
 
   Args:
     fn: takes the module, then the arguments.
@@ -656,6 +788,16 @@ def named_call(
 ) -> Callable[..., Any]:
   """Names the operations of a method in profiles.
 
+  >>> import jax, jax.numpy as jnp
+  >>> import haiku_state.linen as nn
+  >>> class Model(nn.Module):
+  ...   @nn.named_call
+  ...   @nn.compact
+  ...   def __call__(self, x):
+  ...     return nn.Dense(2)(x)
+  >>> Model().init_with_output(jax.random.key(0), jnp.ones((1, 3)))[0].shape
+  (1, 2)
+
   Args:
     class_fn: the method.
     force: whether to do it also where `disable_named_call` was called.
@@ -677,6 +819,17 @@ def add_metadata_axis(
   metadata_params: dict[Any, Any] = {},  # noqa: B006
 ) -> Target:
   """Tells the boxes of variables of an axis, and does not map over it.
+
+  >>> import jax, jax.numpy as jnp
+  >>> import haiku_state.linen as nn
+  >>> kernel_init = nn.with_partitioning(nn.initializers.ones, ('in', 'out'))
+  >>> Stacked = nn.add_metadata_axis(
+  ...   nn.Dense, variable_axes={'params': 0},
+  ...   metadata_params={nn.PARTITION_NAME: 'layers'})
+  >>> variables = Stacked(2, kernel_init=kernel_init).init(
+  ...   jax.random.key(0), jnp.ones((1, 3)))
+  >>> variables['params']['kernel'].names
+  ('layers', 'in', 'out')
 
   Args:
     target: a module class, a partial of one, or a function of a module.
@@ -704,6 +857,14 @@ def fold_rngs(
   rngs: PRNGSequenceFilter = True,
 ) -> Target:
   """Derives keys as `jit` does, and does nothing else.
+
+  >>> import jax, jax.numpy as jnp
+  >>> import haiku_state.linen as nn
+  >>> x, key = jnp.ones((1, 3)), jax.random.key(0)
+  >>> folded = nn.fold_rngs(nn.Dense)(2).init_with_output(key, x)[0]
+  >>> compiled = nn.jit(nn.Dense)(2).init_with_output(key, x)[0]
+  >>> bool(jnp.allclose(folded, compiled))
+  True
 
   Args:
     target: a module class, a partial of one, or a function of a module.

@@ -34,6 +34,13 @@ Aux = TypeVar('Aux')
 class OptimizerState:
   """The state of an optimizer.
 
+  >>> import jax.numpy as jnp
+  >>> from haiku_state import optim
+  >>> optimizer = optim.Momentum(learning_rate=0.1).create({'w': jnp.ones(3)})
+  >>> optimizer = optimizer.apply_gradient({'w': jnp.ones(3)})
+  >>> int(optimizer.state.step), optimizer.state.param_states['w'].momentum
+  (1, Array([1., 1., 1.], dtype=float32))
+
   Attributes:
     step: an int32 scalar, the number of gradients applied.
     param_states: a tree like the target, with the state of the parameter in the

@@ -13,6 +13,12 @@ from haiku_state.port import _documents, _explain, _names, _port, _rewrite, _run
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs a command.
 
+  >>> from haiku_state import port
+  >>> port.main(['explain', 'flax_fix_rng_separator'])
+  haiku_state.config.flax_fix_rng_separator
+  ...
+  0
+
   Args:
     argv: the arguments, by default those of the process. The process is then
       the program's that is run, and stays so when it ends: for its threads, and

@@ -207,6 +207,13 @@ def install(old_jax: bool = True) -> None:
   as. The real Flax, also one that was imported before, is out of reach. A name
   that is not here raises an error that says what to write instead.
 
+  >>> from haiku_state import linen, port
+  >>> port.install()
+  >>> import flax.linen as nn
+  >>> nn is linen
+  True
+  >>> port.uninstall()
+
   Args:
     old_jax: whether programs also find the names that JAX has removed, such as
       `jax.tree_map`, where they are small; see "Names that JAX has removed".
@@ -224,7 +231,12 @@ def install(old_jax: bool = True) -> None:
 
 
 def uninstall() -> None:
-  """Makes `import flax` give Flax again, if it is installed, and JAX as it is."""
+  """Makes `import flax` give Flax again, if it is installed, and JAX as it is.
+
+  >>> from haiku_state import port
+  >>> port.install()
+  >>> port.uninstall()
+  """
   _old_jax.uninstall()
   finder = current()
   if finder is None:
@@ -251,6 +263,12 @@ def put_back(hidden: dict[str, types.ModuleType]) -> None:
 @contextlib.contextmanager
 def installed(old_jax: bool = True) -> Iterator[None]:
   """Installs the hook for the duration of a `with` block.
+
+  >>> from haiku_state import linen, port
+  >>> with port.installed():
+  ...   import flax.linen as nn
+  >>> nn is linen
+  True
 
   Args:
     old_jax: whether programs also find the names that JAX has removed, as for

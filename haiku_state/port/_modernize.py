@@ -222,7 +222,7 @@ class _Program:
       if use is not None and row is not None and row.at:
         assert isinstance(node, ast.Call)
         edits = self._call(node, row.at, by_node)
-        if edits:
+        if edits and self._is_written(use):
           self.done.add(id(use.node))
           yield from edits
 
@@ -234,9 +234,7 @@ class _Program:
       isinstance(x, (ast.Starred, ast.GeneratorExp)) for x in node.args
     ):
       return []
-    start, end = self.span(node.func)
-    if '#' in self.text[start:end]:
-      return []
+    start, _ = self.span(node)
     (x, x_end), (i, i_end), (y, _) = map(self.span, node.args)
     # Brackets around arguments are in between; strings cannot be.
     between = self.text[i_end:y]
@@ -265,7 +263,9 @@ class _Program:
     """Returns the edits of arguments that have another name today."""
     for node, row in _arguments(self.tree, self.uses):
       start = self.offset(node.lineno, node.col_offset)
-      yield Edit(start, start + len(node.arg or ''), row.keyword)
+      end = start + len(node.arg or '')
+      if self.text[start:end] == node.arg:
+        yield Edit(start, end, row.keyword)
 
   # --- Names ---
 
@@ -281,12 +281,20 @@ class _Program:
       or len(_uses.look_up(use.scope, use.root)) > 1
     ):
       return
+    spelled = self._is_written(use) and self._spelled(new, use)
+    if spelled:
+      self.done.add(id(use.node))
+      yield Edit(*self.span(use.node), spelled)
+
+  def _is_written(self, use: Use) -> bool:
+    """Returns whether a name is where Python says it is.
+
+    In f-strings Python says it wrong before version 3.12, and a comment may be
+    in between.
+    """
     start, end = self.span(use.node)
     written = re.sub(r'[\s\\]', '', self.text[start:end])
-    spelled = self._spelled(new, use)
-    if written == use.root + use.name.removeprefix(use.imported) and spelled:
-      self.done.add(id(use.node))
-      yield Edit(start, end, spelled)
+    return written == use.root + use.name.removeprefix(use.imported)
 
   def _spelled(self, new: str, use: Use) -> str:
     """Returns how a name is written there, '' if it cannot be."""

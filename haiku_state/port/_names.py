@@ -22,6 +22,10 @@ VERSION = '0.12.8'
 class Name(NamedTuple):
   """A name of Flax, and what to know of it.
 
+  >>> from haiku_state import port
+  >>> port.Name('flax.example', missing=True, advice='write another').missing
+  True
+
   Attributes:
     name: the dotted name, as Flax's programs write it.
     missing: whether it is not here; otherwise it behaves otherwise.

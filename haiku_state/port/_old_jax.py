@@ -22,7 +22,7 @@ import inspect
 import sys
 import types
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -88,9 +88,10 @@ def _function_with(name: str, arguments: dict[str, Old]) -> property:
 
   def get(module: types.ModuleType) -> Any:
     function = vars(module)[name]
-    if _asking(sys._getframe(1)) is None:
-      return function
+    return function if _asking(sys._getframe(1)) is None else taking(function)
 
+  @functools.cache  # What is asked for twice is one object, as it was.
+  def taking(function: Callable) -> Callable:
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
       for old in kwargs.keys() & arguments.keys():
@@ -103,7 +104,7 @@ def _function_with(name: str, arguments: dict[str, Old]) -> property:
     return call
 
   def put(module: types.ModuleType, value: object) -> None:
-    vars(module)[name] = value
+    vars(module)[name] = value  # As a program would have it.
 
   return property(get, put)
 

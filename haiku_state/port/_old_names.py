@@ -426,5 +426,7 @@ def _lines() -> Iterator[str]:
   for row in OLD_NAMES:
     write = row.write or f'`{row.same}`'
     run = 'puts it back' if row.is_restored else ''
+    if not row.is_restored and row.name in PARTS:
+      run = 'puts back what follows'
     port = 'rewrites it' if row.is_rewritten else 'reports it'
     yield f'| `{row.name}` | {row.gone or "not yet"} | {write} | {run} | {port} |'

@@ -52,6 +52,14 @@ def run_path(
   that the program starts. The blocks of a document run in order in one
   namespace; one that fails is shown, and the next runs all the same.
 
+  >>> import pathlib, tempfile
+  >>> from haiku_state import port
+  >>> path = pathlib.Path(tempfile.mkdtemp()) / 'program.py'
+  >>> _ = path.write_text('import flax.linen as nn; print(nn.Dense(2).name)')
+  >>> port.run_path(path)
+  None
+  0
+
   Args:
     path: the file: a script, or a document with the suffix `.rst`, `.txt`,
       `.md` or `.ipynb`; `-` is the standard input.
@@ -81,6 +89,17 @@ def run_module(
   old_jax: bool = True,
 ) -> int:
   """Runs a module by its name, as `python -m` does; see `run_path`.
+
+  >>> import pathlib, sys, tempfile
+  >>> from haiku_state import port
+  >>> folder = pathlib.Path(tempfile.mkdtemp())
+  >>> path = folder / 'program.py'
+  >>> _ = path.write_text('import flax; print(flax.__name__)')
+  >>> sys.path.insert(0, str(folder))
+  >>> port.run_module('program')
+  flax
+  0
+  >>> sys.path.remove(str(folder))
 
   Raises:
     DocumentError: there is no such module.

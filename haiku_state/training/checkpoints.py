@@ -274,6 +274,15 @@ def save_checkpoint_multiprocess(
   A process that waits for the others says so after 60 seconds, and again every
   60 seconds, in a warning of absl's log.
 
+  >>> import tempfile
+  >>> from haiku_state.training import checkpoints
+  >>> folder = tempfile.mkdtemp()
+  >>> import numpy as np
+  >>> target = {'w': np.ones(1)}
+  >>> path = checkpoints.save_checkpoint_multiprocess(folder, target, step=3)
+  >>> checkpoints.restore_checkpoint(folder, target={'w': np.zeros(1)})
+  {'w': array([1.])}
+
   Args:
     ckpt_dir: as for `save_checkpoint`, and so are the next six.
     target: see there.
@@ -550,6 +559,15 @@ def latest_checkpoint(
 ) -> str | None:
   """Returns the path of the checkpoint with the highest step.
 
+  >>> import tempfile
+  >>> from haiku_state.training import checkpoints
+  >>> folder = tempfile.mkdtemp()
+  >>> print(checkpoints.latest_checkpoint(folder))
+  None
+  >>> path = checkpoints.save_checkpoint(folder, {'w': 1.0}, step=3)
+  >>> checkpoints.latest_checkpoint(folder) == path
+  True
+
   Args:
     ckpt_dir: the directory.
     prefix: the beginning of the names of the checkpoints.
@@ -572,6 +590,14 @@ def available_steps(
   step_type: type = int,
 ) -> list[int | float]:
   """Lists the steps of which there are checkpoints.
+
+  >>> import tempfile
+  >>> from haiku_state.training import checkpoints
+  >>> folder = tempfile.mkdtemp()
+  >>> for step in (1, 2, 3):
+  ...   _ = checkpoints.save_checkpoint(folder, {'w': 1.0}, step, keep=2)
+  >>> checkpoints.available_steps(folder)
+  [2, 3]
 
   Args:
     ckpt_dir: the directory.

@@ -31,6 +31,12 @@ def shard(xs):
 def shard_prng_key(prng_key):
   """Makes one key per local device, so that each draws its own numbers.
 
+  >>> import jax
+  >>> from haiku_state.training import common_utils
+  >>> keys = common_utils.shard_prng_key(jax.random.key(0))
+  >>> len(keys) == jax.local_device_count()
+  True
+
   Args:
     prng_key: a key, typed or raw.
 
@@ -59,6 +65,13 @@ def stack_forest(forest):
 
 def get_metrics(device_metrics):
   """Takes the metrics of one device and stacks them over time.
+
+  >>> import jax, jax.numpy as jnp
+  >>> from haiku_state.training import common_utils
+  >>> step = jax.pmap(lambda loss: {'loss': loss})
+  >>> losses = [step(jnp.full(jax.local_device_count(), x)) for x in (3.0, 2.0)]
+  >>> common_utils.get_metrics(losses)
+  {'loss': Array([3., 2.], dtype=float32)}
 
   Args:
     device_metrics: a sequence (over time) of pytrees of arrays [devices, ...],

@@ -17,6 +17,13 @@ _FLOAT32 = jnp.finfo(jnp.float32)
 class DynamicScaleResult(NamedTuple):
   """What a gradient function made by `DynamicScale` returns.
 
+  >>> import jax.numpy as jnp
+  >>> from haiku_state.training import dynamic_scale
+  >>> scaled = dynamic_scale.DynamicScale()
+  >>> result = scaled.value_and_grad(lambda x: x**2)(jnp.float32(3))
+  >>> bool(result.finite), float(result.aux), float(result.grad)
+  (True, 9.0, 6.0)
+
   Attributes:
     dynamic_scale: the `DynamicScale` for the next step.
     finite: a bool scalar, whether every element of the gradient is finite.

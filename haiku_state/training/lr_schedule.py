@@ -17,6 +17,12 @@ def create_constant_learning_rate_schedule(
 ):
   """Makes a schedule that stays at the base rate.
 
+  >>> from haiku_state.training import lr_schedule
+  >>> rate = lr_schedule.create_constant_learning_rate_schedule(
+  ...   0.5, steps_per_epoch=10, warmup_length=1)
+  >>> float(rate(5)), float(rate(50))
+  (0.25, 0.5)
+
   Args:
     base_learning_rate: the rate after the warm-up.
     steps_per_epoch: steps in one epoch.
@@ -70,6 +76,12 @@ def create_cosine_learning_rate_schedule(
   base_learning_rate, steps_per_epoch, halfcos_epochs, warmup_length=0.0
 ):
   """Makes a schedule that falls to 0 along half a cosine wave.
+
+  >>> from haiku_state.training import lr_schedule
+  >>> rate = lr_schedule.create_cosine_learning_rate_schedule(
+  ...   0.5, steps_per_epoch=10, halfcos_epochs=2)
+  >>> float(rate(0)), round(float(rate(10)), 3), round(float(rate(20)), 3)
+  (0.5, 0.25, 0.0)
 
   Args:
     base_learning_rate: the rate at step 0, if there is no warm-up.

@@ -7,12 +7,19 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from layers_compare import quick_compilation as quick_compilation
 
 from haiku_state import interop
 
 EXAMPLES = pathlib.Path(__file__).parents[2] / 'examples'
 KEY = jax.random.PRNGKey(0)
+
+
+@pytest.fixture(autouse=True)
+def folder_of_programs(monkeypatch):
+  """Has programs find what they share, as when they are run."""
+  monkeypatch.syspath_prepend(EXAMPLES)
 
 
 def load(name):
@@ -143,9 +150,3 @@ def test_lstm():
     'train',
     'train',
   )
-
-
-def test_example_runs(capsys):
-  load('lstm').main()
-  out = capsys.readouterr().out
-  assert 'output' in out and 'parts first' not in out

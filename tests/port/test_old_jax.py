@@ -139,11 +139,12 @@ def test_shuffle_gives_the_numbers_that_it_gave():
   found = run('import jax\nfound = jax.random.shuffle(KEY, X)')
   same = jax.random.permutation(KEY, X, independent=True)
   np.testing.assert_array_equal(found, same)
-  # As jax 0.2.9 to 0.4.30 have it.
-  found = run(
-    'import jax\nfound = jax.random.shuffle(KEY, jax.numpy.arange(5))'
-  )
-  assert found.tolist() == [0, 1, 4, 3, 2]
+  # What jax 0.4.26 gives, with the random bits of its time.
+  with jax.threefry_partitionable(False):
+    found = run(
+      'import jax\nfound = jax.random.shuffle(KEY, jax.numpy.arange(5))'
+    )
+  assert found.tolist() == [1, 0, 4, 3, 2]
 
 
 def test_copies_to_devices():
@@ -210,8 +211,9 @@ def uses_of(program):
     return _old_jax.used()
 
 
-def test_functions_can_be_replaced():
+def test_functions_are_one_object_and_can_be_replaced():
   was = jnp.clip
+  assert run('import jax.numpy as jnp\nfound = jnp.clip is jnp.clip')
   names = {'jnp': jnp, '__name__': '__main__'}
   with installed():
     exec('f = jnp.clip\njnp.clip = len\nfound = jnp.clip([1])', names)

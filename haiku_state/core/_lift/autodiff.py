@@ -41,6 +41,17 @@ def vjp(
 
   The arguments are those of `haiku_state.linen.vjp`, but for:
 
+  >>> import jax, jax.numpy as jnp
+  >>> from haiku_state import core
+  >>> def scale(scope, x):
+  ...   return x * scope.param('w', jax.nn.initializers.ones, ())
+  >>> def slope(scope, x):
+  ...   y, bwd = core.vjp(scale, scope, x)
+  ...   variable_gradients, x_gradient = bwd(jnp.ones_like(y))
+  ...   return variable_gradients['params']['w']
+  >>> float(core.apply(slope)({'params': {'w': jnp.ones(())}}, 3.0))
+  3.0
+
   Args:
     fn: takes the scopes, then the arguments.
     scope: a pytree of scopes.
@@ -91,6 +102,16 @@ def value_and_grad(
 
   The arguments are those of `haiku_state.linen.value_and_grad`, but for:
 
+  >>> import jax, jax.numpy as jnp
+  >>> from haiku_state import core
+  >>> def scale(scope, x):
+  ...   return x * scope.param('w', jax.nn.initializers.ones, ())
+  >>> def slope(scope, x):
+  ...   return core.lift.value_and_grad(scale, scope, x)
+  >>> y, (gradient,) = core.apply(slope)({'params': {'w': jnp.ones(())}}, 3.0)
+  >>> float(y), float(gradient)
+  (3.0, 1.0)
+
   Args:
     fn: takes the scopes, then the arguments.
     scope: a pytree of scopes.
@@ -124,6 +145,17 @@ def jvp(
   """Returns an output and its tangent.
 
   The arguments are those of `haiku_state.linen.jvp`, but for:
+
+  >>> import jax, jax.numpy as jnp
+  >>> from haiku_state import core
+  >>> def scale(scope, x):
+  ...   return x * scope.param('w', jax.nn.initializers.ones, ())
+  >>> def slope(scope, x):
+  ...   one = {'params': {'w': jnp.ones(())}}
+  ...   return core.jvp(scale, scope, (x,), (1.0,), one)
+  >>> y, tangent = core.apply(slope)({'params': {'w': jnp.ones(())}}, 3.0)
+  >>> float(y), float(tangent)
+  (3.0, 4.0)
 
   Args:
     fn: takes the scopes, then the arguments.
@@ -163,6 +195,20 @@ def custom_vjp(
   """Gives a function of scopes its own rule for gradients.
 
   The arguments are those of `haiku_state.linen.custom_vjp`, but for:
+
+  >>> import jax, jax.numpy as jnp
+  >>> from haiku_state import core
+  >>> def scale(scope, x):
+  ...   return x * scope.param('w', jax.nn.initializers.ones, ())
+  >>> def forward(scope, x):
+  ...   return core.vjp(scale, scope, x)
+  >>> def backward(bwd, gradient):
+  ...   variables, x = bwd(gradient)
+  ...   return variables, jnp.sign(x)
+  >>> model = core.custom_vjp(scale, forward, backward)
+  >>> f = core.apply(model)
+  >>> float(jax.grad(lambda x: f({'params': {'w': jnp.float32(7)}}, x))(3.0))
+  1.0
 
   Args:
     fn: takes the scopes, then the arguments.
@@ -209,6 +255,15 @@ def checkpoint(
   """Computes a function again for its gradient, instead of keeping values.
 
   The arguments are those of `haiku_state.linen.checkpoint`, but for:
+
+  >>> import jax, jax.numpy as jnp
+  >>> from haiku_state import core
+  >>> def scale(scope, x):
+  ...   return x * scope.param('w', jax.nn.initializers.ones, ())
+  >>> model = core.apply(core.remat(scale))
+  >>> gradients = jax.grad(model)({'params': {'w': jnp.ones(())}}, 3.0)
+  >>> float(gradients['params']['w'])
+  3.0
 
   Args:
     fn: takes the scopes, then the arguments.

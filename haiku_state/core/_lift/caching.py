@@ -242,6 +242,14 @@ def jit(
 
   The arguments are those of `haiku_state.linen.jit`, but for:
 
+  >>> import jax, jax.numpy as jnp
+  >>> from haiku_state import core
+  >>> def scale(scope, statics, x):
+  ...   return x * scope.param('w', jax.nn.initializers.ones, ())
+  >>> model = lambda scope, x: core.jit(scale)(scope, 'scale', x)
+  >>> float(core.apply(model)({'params': {'w': jnp.ones(())}}, 3.0))
+  3.0
+
   Args:
     fn: takes the scopes, a hashable that says all that is static about them,
       then the arguments.
@@ -279,6 +287,17 @@ def fold_rngs(
   """Derives keys as `jit` does, and does nothing else.
 
   The arguments are those of `haiku_state.linen.fold_rngs`, but for:
+
+  >>> import jax, jax.numpy as jnp
+  >>> from haiku_state import core
+  >>> def draw(scope, statics):
+  ...   return jax.random.normal(scope.make_rng('noise'))
+  >>> def model(scope, lift):
+  ...   return lift(draw)(scope, 'draw')
+  >>> run, rngs = core.apply(model), {'noise': jax.random.key(0)}
+  >>> compiled = run({}, core.jit, rngs=rngs)
+  >>> bool(run({}, core.lift.fold_rngs, rngs=rngs) == compiled)
+  True
 
   Args:
     fn: see `jit`.

@@ -38,6 +38,15 @@ def map_variables(
 
   The arguments are those of `haiku_state.linen.map_variables`, but for:
 
+  >>> import jax, jax.numpy as jnp
+  >>> from haiku_state import core
+  >>> def read(scope):
+  ...   return scope.get_variable('params', 'w')
+  >>> double = core.lift.map_variables(
+  ...   read, 'params', lambda tree: jax.tree.map(lambda w: 2 * w, tree))
+  >>> core.apply(double)({'params': {'w': jnp.ones(2)}})
+  Array([2., 2.], dtype=float32)
+
   Args:
     fn: takes the scopes, then the arguments.
     map_in_fn: there `trans_in_fn`.
@@ -95,6 +104,13 @@ def swap_collection(
   fn: Callable[..., Any], col_a: str, col_b: str
 ) -> Callable[..., Any]:
   """Shows a function of scopes two collections under each other's name.
+
+  >>> from haiku_state import core
+  >>> def read(scope):
+  ...   return scope.get_variable('params', 'w')
+  >>> averaged = core.lift.swap_collection(read, 'params', 'average')
+  >>> core.apply(averaged)({'params': {'w': 1}, 'average': {'w': 2}})
+  2
 
   Args:
     fn: takes the scopes, then the arguments.

@@ -29,6 +29,13 @@ def while_loop(
 
   The arguments are those of `haiku_state.linen.while_loop`, but for:
 
+  >>> from haiku_state import core
+  >>> def doubled(scope, x):
+  ...   return core.while_loop(
+  ...     lambda scope, x: x < 100, lambda scope, x: 2 * x, scope, x)
+  >>> int(core.apply(doubled)({}, 1))
+  128
+
   Args:
     cond_fn: takes the scopes and the carry.
     body_fn: takes the scopes and the carry.
@@ -86,6 +93,15 @@ def cond(
 
   The arguments are those of `haiku_state.linen.cond`, but for:
 
+  >>> import jax, jax.numpy as jnp
+  >>> from haiku_state import core
+  >>> def scale(scope, x, positive):
+  ...   w = scope.param('w', jax.nn.initializers.ones, ())
+  ...   return core.lift.cond(
+  ...     positive, lambda scope, x: w * x, lambda scope, x: -w * x, scope, x)
+  >>> float(core.init(scale)(jax.random.key(0), 3.0, False)[0])
+  -3.0
+
   Args:
     true_fun: takes the scopes, then the operands.
     false_fun: takes the same.
@@ -111,6 +127,15 @@ def switch(
   """Calls one of several functions of scopes, by its number.
 
   The arguments are those of `haiku_state.linen.switch`, but for:
+
+  >>> import jax, jax.numpy as jnp
+  >>> from haiku_state import core
+  >>> def scale(scope, x, i):
+  ...   w = scope.param('w', jax.nn.initializers.ones, ())
+  ...   branches = [lambda scope, x, n=n: n * w * x for n in range(3)]
+  ...   return core.lift.switch(i, branches, scope, x)
+  >>> float(core.init(scale)(jax.random.key(0), 3.0, 2)[0])
+  6.0
 
   Args:
     branches: functions that take the scopes, then the operands.

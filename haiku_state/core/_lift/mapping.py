@@ -67,6 +67,16 @@ def vmap(
 
   The arguments are those of `haiku_state.linen.vmap`, but for:
 
+  >>> import jax, jax.numpy as jnp
+  >>> from haiku_state import core
+  >>> def scale(scope, x):
+  ...   return x * scope.param('w', jax.nn.initializers.normal(), ())
+  >>> each = core.vmap(
+  ...   scale, variable_axes={'params': 0}, split_rngs={'params': True})
+  >>> _, variables = core.init(each)(jax.random.key(0), jnp.ones(5))
+  >>> variables['params']['w'].shape
+  (5,)
+
   Args:
     fn: takes the scopes, then the arguments.
   """
@@ -173,6 +183,16 @@ def scan(
   """Loops a function of scopes over an axis, as `jax.lax.scan` does.
 
   The arguments are those of `haiku_state.linen.scan`, but for:
+
+  >>> import jax, jax.numpy as jnp
+  >>> from haiku_state import core
+  >>> def add(scope, total, x):
+  ...   total += x * scope.param('w', jax.nn.initializers.ones, ())
+  ...   return total, total
+  >>> sums = core.scan(
+  ...   add, variable_broadcast='params', split_rngs={'params': False})
+  >>> core.init(sums)(jax.random.key(0), 0.0, jnp.arange(4.0))[0][1]
+  Array([0., 1., 3., 6.], dtype=float32)
 
   Args:
     fn: takes the scopes, the carry, then the arguments; returns a carry and an
@@ -291,6 +311,15 @@ def remat_scan(
   """Loops a function in nested scans, all but the innermost rematerialised.
 
   The arguments are those of `haiku_state.linen.remat_scan`, but for:
+
+  >>> import jax, jax.numpy as jnp
+  >>> from haiku_state import core
+  >>> def scale(scope, x):
+  ...   return x * scope.param('w', jax.nn.initializers.ones, ())
+  >>> deep = core.remat_scan(scale, lengths=(2, 3))
+  >>> y, variables = core.init(deep)(jax.random.key(0), 5.0)
+  >>> y, variables['params']['w'].shape
+  (Array(5., dtype=float32), (2, 3))
 
   Args:
     body_fn: takes the scopes and the carry; returns a carry of the same type.

@@ -311,6 +311,12 @@ default_embed_init = initializers.variance_scaling(
 class Embedding:
   """A table of vectors, one for each index.
 
+  >>> import jax, jax.numpy as jnp
+  >>> from haiku_state import core
+  >>> table = core.nn.Embedding(jnp.arange(6.0).reshape(3, 2))
+  >>> table.lookup(jnp.array([2]))
+  Array([[4., 5.]], dtype=float32)
+
   Attributes:
     table: array (num_embeddings, features).
   """

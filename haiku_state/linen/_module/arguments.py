@@ -10,6 +10,10 @@ T = TypeVar('T')
 def merge_param(name: str, a: T | None, b: T | None) -> T:
   """Returns the one of two values that is given: a field or an argument.
 
+  >>> import haiku_state.linen as nn
+  >>> nn.merge_param('train', None, True)
+  True
+
   Args:
     name: what it is, for the error.
     a: the value of the constructor, or None.

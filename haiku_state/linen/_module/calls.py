@@ -104,6 +104,14 @@ def init_with_output(
 ) -> Callable[..., tuple[Any, Any]]:
   """Turns a function of a module into one that makes its variables.
 
+  >>> import jax, jax.numpy as jnp
+  >>> import haiku_state.linen as nn
+  >>> twice = lambda module, x: 2 * module(x)
+  >>> y, variables = nn.init_with_output(twice, nn.Dense(2))(
+  ...   jax.random.key(0), jnp.ones((1, 3)))
+  >>> y.shape, sorted(variables['params'])
+  ((1, 2), ['bias', 'kernel'])
+
   Args:
     fn: takes the bound module, then any arguments.
     module: the module.
@@ -126,6 +134,14 @@ def init(
   capture_intermediates: CaptureFilter = False,
 ) -> Callable[..., Any]:
   """Turns a function of a module into one that makes and returns variables.
+
+  >>> import jax, jax.numpy as jnp
+  >>> import haiku_state.linen as nn
+  >>> twice = lambda module, x: 2 * module(x)
+  >>> init = nn.init(twice, nn.Dense(2))
+  >>> variables = init(jax.random.key(0), jnp.ones((1, 3)))
+  >>> sorted(variables['params'])
+  ['bias', 'kernel']
 
   Args:
     fn: takes the bound module, then any arguments.

@@ -235,18 +235,41 @@ class _NamedCall:
 
 
 def enable_named_call() -> None:
-  """Names the operations of modules in profiles, as is the default."""
+  """Names the operations of modules in profiles, as is the default.
+
+  >>> import haiku_state.linen as nn
+  >>> nn.disable_named_call()
+  >>> nn.enable_named_call()
+  >>> from haiku_state.linen.transforms import named_call_enabled
+  >>> named_call_enabled()
+  True
+  """
   _NamedCall.enabled = True
 
 
 def disable_named_call() -> None:
-  """Leaves operations in profiles without the method they belong to."""
+  """Leaves operations in profiles without the method they belong to.
+
+  >>> import haiku_state.linen as nn
+  >>> nn.disable_named_call()
+  >>> from haiku_state.linen.transforms import named_call_enabled
+  >>> named_call_enabled()
+  False
+  >>> nn.enable_named_call()
+  """
   _NamedCall.enabled = False
 
 
 @contextlib.contextmanager
 def override_named_call(enable: bool = True) -> Iterator[None]:
-  """Returns a context in which operations are named in profiles, or not."""
+  """Returns a context in which operations are named in profiles, or not.
+
+  >>> import haiku_state.linen as nn
+  >>> from haiku_state.linen.transforms import named_call_enabled
+  >>> with nn.override_named_call(False):
+  ...   named_call_enabled()
+  False
+  """
   before = _NamedCall.enabled
   with restored(lambda: setattr(_NamedCall, 'enabled', before)):
     _NamedCall.enabled = enable

@@ -66,6 +66,19 @@ def nowrap(fun: _F) -> _F:
   It may be called on an unbound module too, and modules that it makes belong to
   whoever calls it.
 
+  >>> import jax, jax.numpy as jnp
+  >>> import haiku_state.linen as nn
+  >>> class Model(nn.Module):
+  ...   @nn.nowrap
+  ...   def width(self, x):
+  ...     return 2 * x.shape[-1]
+  ...   @nn.compact
+  ...   def __call__(self, x):
+  ...     return nn.Dense(self.width(x))(x)
+  >>> y, _ = Model().init_with_output(jax.random.key(0), jnp.ones((1, 3)))
+  >>> y.shape
+  (1, 6)
+
   Args:
     fun: the method.
   """

@@ -17,6 +17,21 @@ def compact_name_scope(fun: Callable[..., Any]) -> Callable[..., Any]:
 
   A class may have several, beside a compact one.
 
+  >>> import jax, jax.numpy as jnp
+  >>> import haiku_state.linen as nn
+  >>> class Coder(nn.Module):
+  ...   @nn.compact_name_scope
+  ...   def down(self, x):
+  ...     return nn.Dense(2)(x)
+  ...   @nn.compact_name_scope
+  ...   def up(self, x):
+  ...     return nn.Dense(3)(x)
+  ...   def __call__(self, x):
+  ...     return self.up(self.down(x))
+  >>> variables = Coder().init(jax.random.key(0), jnp.ones((1, 3)))
+  >>> sorted(variables['params']), list(variables['params']['up'])
+  (['down', 'up'], ['Dense_0'])
+
   Args:
     fun: the method.
   """
@@ -43,6 +58,18 @@ def share_scope(module: ModuleBase, other: ModuleBase, /) -> None:
 
   If `other` is below `module`, it takes its scope; otherwise `module` takes
   that of `other`. Submodules come along.
+
+  >>> import jax, jax.numpy as jnp
+  >>> import haiku_state.linen as nn
+  >>> class Wrapper(nn.Module):
+  ...   layer: nn.Module
+  ...   def setup(self):
+  ...     nn.share_scope(self, self.layer)
+  ...   def __call__(self, x):
+  ...     return 2 * self.layer(x)
+  >>> variables = Wrapper(nn.Dense(2)).init(jax.random.key(0), jnp.ones((1, 3)))
+  >>> sorted(variables['params'])
+  ['bias', 'kernel']
 
   Args:
     module: a bound module.
