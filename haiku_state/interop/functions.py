@@ -118,6 +118,10 @@ class HaikuFunction(Module):
       before = own.get(col, {})
       for name, value in tree.items():
         if not _is_same(value, before.get(name)):
+          if not self.is_mutable_collection(col):
+            *above, last = name, *_first_change(value, before.get(name))
+            path = '/'.join((*self.path, *above))
+            raise errors.ModifyScopeVariableError(col, last, f'/{path}')
           self.put_variable(col, name, value)
 
   @nowrap
@@ -140,6 +144,17 @@ class HaikuFunction(Module):
         f'{type(self).__name__} at "/{"/".join(self.path)}" needs a key for its'
         f' Haiku function. Pass rngs={{{stream!r}: key}}.'
       ) from e
+
+
+def _first_change(new: Any, old: Any) -> tuple[str, ...]:
+  """Returns the names that lead to the first value that is another."""
+  if not isinstance(new, Mapping):
+    return ()
+  old = old if isinstance(old, Mapping) else {}
+  for name, value in new.items():
+    if not _is_same(value, old.get(name)):
+      return name, *_first_change(value, old.get(name))
+  return ()
 
 
 def _is_same(a: Any, b: Any) -> bool:

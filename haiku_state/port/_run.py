@@ -134,7 +134,7 @@ def start_path(
     _check_is_python(blocks[0])
   kind = _Kind.of(blocks, frozen)
   _enter(main, [str(path), *args], folder)
-  _prepare(kind.frozen, old_jax)
+  _prepare(kind, old_jax)
   with _shown_from_the_program(), _telling_of_old_names(log):
     if is_document:
       return _run_blocks(blocks, kind, path, sys.stderr if log is None else log)
@@ -168,7 +168,7 @@ def start_module(
   assert spec.origin is not None
   kind = _Kind.of(_documents.read_blocks(spec.origin), frozen)
   _enter(_main_of_module(spec), [spec.origin, *args], os.getcwd())
-  _prepare(kind.frozen, old_jax)
+  _prepare(kind, old_jax)
   with (
     _shown_from_the_program(),
     _telling_of_old_names(log),
@@ -213,17 +213,22 @@ class _Kind(NamedTuple):
   Attributes:
     frozen: whether it is FrozenDicts.
     hint: what to tell the user if that may be what a program fails of.
+    by_orbax: whether checkpoints are Orbax's. A program with `flax.optim` is of
+      a time when they were files of msgpack.
   """
 
   frozen: bool
   hint: str
+  by_orbax: bool
 
   @classmethod
   def of(cls, blocks: Sequence[_documents.Block], frozen: bool | None) -> _Kind:
     """Returns what a program seems to expect, if it is not given."""
+    trees = parsed(blocks)
+    by_orbax = config.flax_use_orbax_checkpointing and not _has_optim(trees)
     if frozen is not None:
-      return cls(frozen, '')
-    evidence = _expects.expected(parsed(blocks))
+      return cls(frozen, '', by_orbax)
+    evidence = _expects.expected(trees)
     chosen = bool(
       config.flax_return_frozendict if evidence is None else evidence.frozen
     )
@@ -236,11 +241,26 @@ class _Kind(NamedTuple):
     return cls(
       chosen,
       f'haiku-state run: init and apply return {kind}: {why}. (Say {other}.)',
+      by_orbax,
     )
 
   def hint_on(self, message: str) -> str:
     """Returns the hint, '' if an error has nothing to do with it."""
     return self.hint if _ABOUT_DICTS.search(message) else ''
+
+
+def _has_optim(trees: Sequence[ast.AST]) -> bool:
+  """Returns whether a program imports `flax.optim`."""
+  for node in (x for tree in trees for x in ast.walk(tree)):
+    if isinstance(node, ast.Import):
+      names = [alias.name for alias in node.names]
+    elif isinstance(node, ast.ImportFrom):
+      names = [f'{node.module}.{alias.name}' for alias in node.names]
+    else:
+      continue
+    if any(f'{name}.'.startswith('flax.optim.') for name in names):
+      return True
+  return False
 
 
 _ABOUT_DICTS = re.compile('dict|tuple|unpack|__delitem__', re.I)
@@ -300,10 +320,12 @@ def _put_first(folder: str) -> None:
     sys.path[0] = folder
 
 
-def _prepare(frozen: bool, old_jax: bool) -> None:
+def _prepare(kind: _Kind, old_jax: bool) -> None:
   """Installs the hook, here and in all processes that the program starts."""
-  config.update('flax_return_frozendict', frozen)
-  os.environ['FLAX_RETURN_FROZENDICT'] = str(frozen)
+  config.update('flax_return_frozendict', kind.frozen)
+  config.update('flax_use_orbax_checkpointing', kind.by_orbax)
+  os.environ['FLAX_RETURN_FROZENDICT'] = str(kind.frozen)
+  os.environ['FLAX_USE_ORBAX_CHECKPOINTING'] = str(kind.by_orbax)
   os.environ['HAIKU_STATE_OLD_JAX'] = str(old_jax)
   (startup,) = _startup.__path__
   before = os.environ.get('PYTHONPATH')
@@ -319,6 +341,7 @@ def _surroundings() -> Iterator[None]:
   main, argv, path = sys.modules['__main__'], sys.argv, list(sys.path)
   excepthook = sys.excepthook
   frozen = config.flax_return_frozendict
+  by_orbax = config.flax_use_orbax_checkpointing
   environment = {x: os.environ.get(x) for x in _VARIABLES}
   remove_hook = _hook.as_it_is()
 
@@ -330,6 +353,7 @@ def _surroundings() -> Iterator[None]:
       else:
         os.environ[name] = value
     config.update('flax_return_frozendict', frozen)
+    config.update('flax_use_orbax_checkpointing', by_orbax)
     sys.excepthook = excepthook
     sys.modules['__main__'], sys.argv, sys.path[:] = main, argv, path
 
@@ -339,7 +363,12 @@ def _surroundings() -> Iterator[None]:
     yield
 
 
-_VARIABLES = ('PYTHONPATH', 'FLAX_RETURN_FROZENDICT', 'HAIKU_STATE_OLD_JAX')
+_VARIABLES = (
+  'PYTHONPATH',
+  'FLAX_RETURN_FROZENDICT',
+  'FLAX_USE_ORBAX_CHECKPOINTING',
+  'HAIKU_STATE_OLD_JAX',
+)
 
 
 def _execute(code: Callable[[], types.CodeType]) -> None:

@@ -382,7 +382,8 @@ def _save_by_orbax(save: _Save, target, checkpointer):
       _checkpoint_commit.set_aside(save.path)
   try:
     with _orbax.quiet():
-      checkpointer.save(save.path, target, force=save.overwrite)
+      path = _absolute(save.path)
+      checkpointer.save(path, target, force=save.overwrite)
   except ValueError as error:
     _versions.add_note(
       error,
@@ -397,6 +398,11 @@ def _save_by_orbax(save: _Save, target, checkpointer):
       _checkpoint_commit.settle(save.base_path)
   if jax.process_index() == 0:
     _remove_after_orbax(save, checkpointer if is_async else None)
+
+
+def _absolute(path: str) -> str:
+  """Returns a path as Orbax wants it."""
+  return os.path.abspath(path) if _checkpoint_paths.is_local(path) else path
 
 
 def _default_checkpointer():
@@ -734,6 +740,7 @@ def _find(ckpt_dir, step, prefix):
 
 def _restore_by_orbax(path, target, checkpointer, transforms):
   ocp = import_orbax()
+  path = _absolute(path)
   checkpointer = checkpointer or _default_checkpointer()
   if target is None:
     with _orbax.quiet():

@@ -72,6 +72,15 @@ def test_what_is_sown_is_kept():
   np.testing.assert_allclose(mean, X.mean(), 1e-6)
 
 
+def test_an_immutable_change_is_named_as_it_is_stored():
+  module = interop.as_module(hk.transform_with_state(lambda x: Sower()(x)))
+  variables = module.init(KEY, X)
+  with pytest.raises(
+    errors.ModifyScopeVariableError, match='"mean" in "/sower".*"metrics"'
+  ):
+    module.apply(variables, X + 1)
+
+
 @pytest.mark.parametrize('stream', ['haiku', 'apply', 'dropout', 'params'])
 def test_streams(stream):
   f = hk.transform(lambda x: hk.dropout(hk.next_rng_key(), 0.5, x))

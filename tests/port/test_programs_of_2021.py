@@ -13,6 +13,7 @@ import jax
 import pytest
 from layers_compare import quick_compilation as quick_compilation
 
+from haiku_state import config
 from haiku_state.port import _modernize, main, run_path
 
 FOLDER = pathlib.Path(__file__).parent / 'programs_of_2021'
@@ -77,3 +78,20 @@ def test_runs_rewritten(tmp_path):
   log = io.StringIO()
   assert run_path(path, [str(tmp_path)], log=log, old_jax=False) == 0
   assert log.getvalue() == ''
+
+
+def test_its_checkpoints_are_files_of_msgpack(tmp_path, monkeypatch):
+  pytest.importorskip('msgpack')
+  program = tmp_path / 'program.py'
+  program.write_text(
+    'from flax import optim\n'
+    'from flax.training import checkpoints\n'
+    'optimizer = optim.Adam(0.1).create({"w": 1.0})\n'
+    'print(checkpoints.save_checkpoint("saved", optimizer, 1))\n'
+    'assert checkpoints.restore_checkpoint("saved", optimizer).target["w"] == 1\n'
+  )
+  monkeypatch.chdir(tmp_path)
+  before = config.flax_use_orbax_checkpointing
+  assert run_path(program, [], log=io.StringIO()) == 0
+  assert (tmp_path / 'saved' / 'checkpoint_1').is_file()
+  assert config.flax_use_orbax_checkpointing == before

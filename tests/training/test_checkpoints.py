@@ -432,6 +432,17 @@ def test_error_in_the_background_is_raised_once(tmp_path, monkeypatch):
   manager.wait_previous_save()
 
 
+def test_orbax_by_a_relative_path(tmp_path, monkeypatch):
+  pytest.importorskip('orbax.checkpoint')
+  monkeypatch.chdir(tmp_path)
+  tree = {'w': jnp.arange(3.0)}
+  path = checkpoints.save_checkpoint('saved', tree, 1)
+  assert path == os.path.join('saved', 'checkpoint_1') and os.path.isdir(path)
+  for target in (tree, None):
+    restored = checkpoints.restore_checkpoint('saved', target)
+    np.testing.assert_array_equal(restored['w'], tree['w'])
+
+
 def test_orbax_in_the_background(tmp_path):
   ocp = pytest.importorskip('orbax.checkpoint')
   with ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
