@@ -436,7 +436,8 @@ def test_orbax_by_a_relative_path(tmp_path, monkeypatch):
   pytest.importorskip('orbax.checkpoint')
   monkeypatch.chdir(tmp_path)
   tree = {'w': jnp.arange(3.0)}
-  path = checkpoints.save_checkpoint('saved', tree, 1)
+  with config.temp_flip_flag('use_orbax_checkpointing', True):
+    path = checkpoints.save_checkpoint('saved', tree, 1)
   assert path == os.path.join('saved', 'checkpoint_1') and os.path.isdir(path)
   for target in (tree, None):
     restored = checkpoints.restore_checkpoint('saved', target)
