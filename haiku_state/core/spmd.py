@@ -33,7 +33,7 @@ def set_logical_axis_rules(rules: LogicalRules):
   >>> nn.set_logical_axis_rules([('batch', 'data')])
   >>> nn.get_logical_axis_rules()
   [('batch', 'data')]
-  >>> nn.set_logical_axis_rules([])
+  >>> nn.set_logical_axis_rules(())
 
   Args:
     rules: pairs of logical name and mesh axis, of which earlier ones go first.

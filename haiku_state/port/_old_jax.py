@@ -277,7 +277,10 @@ def _take_off_configuration() -> None:
 
 
 _CONFIG_METHOD = 'enable_omnistaging'
-_PARENTS = sorted({row.name.rpartition('.')[0] for row in _old_names.OLD_NAMES})
+# To import `jax.config`, where it can be, would put a module in place of the object.
+_PARENTS = sorted(
+  {row.name.rpartition('.')[0] for row in _old_names.OLD_NAMES} - {'jax.config'}
+)
 
 
 def _imported(name: str) -> types.ModuleType:

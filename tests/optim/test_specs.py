@@ -79,8 +79,9 @@ TRANSFORMATIONS = {
     optax.adafactor(0.1, min_dim_size_to_factor=4), 2
   ),
   'averaged': optax.chain(optax.ema(0.9), optax.scale_by_factored_rms()),
-  'stacked': optax.lbfgs(0.1, memory_size=4),
 }
+if hasattr(optax, 'lbfgs'):
+  TRANSFORMATIONS['stacked'] = optax.lbfgs(0.1, memory_size=4)
 
 
 @pytest.fixture
