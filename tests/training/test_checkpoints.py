@@ -668,7 +668,11 @@ def test_constants_and_signatures_are_flax(flax_checkpoints):
         for ps in map(inspect.signature, (ours, theirs))
       )
       # What is only here can only be said by its name.
-      added = {'save_checkpoint': 1, 'restore_checkpoint': 1}.get(name, 0)
+      added = name in (
+        'save_checkpoint',
+        'save_checkpoint_multiprocess',
+        'restore_checkpoint',
+      )
       assert ours[: len(theirs)] == theirs, name
       assert len(ours) == len(theirs) + added
       for _, kind, _ in ours[len(theirs) :]:

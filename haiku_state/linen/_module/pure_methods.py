@@ -40,8 +40,11 @@ class _PureMethod:
     return fun if obj is None else BoundPureMethod(fun, obj)
 
 
-class BoundPureMethod:
+class BoundPureMethod(functools.partial):
   """A method with its module: equal to the same method of an equal module.
+
+  Python calls a partial without a frame of its own, as it does a method, so that
+  none is in tracebacks.
 
   A module that cannot be hashed, or that holds variables, is equal to itself
   only, and so is one that was made in a run of Haiku.
@@ -60,15 +63,20 @@ class BoundPureMethod:
     False
   """
 
-  def __init__(self, fun: Callable[..., Any], module: ModuleBase):
-    self.__func__ = fun
-    self.__self__ = module
+  def __new__(cls, fun: Callable[..., Any], module: ModuleBase) -> Any:
+    self = super().__new__(cls, fun, module)
     # These two the class has, too, and would come first.
     self.__doc__ = fun.__doc__
     self.__module__ = fun.__module__
+    return self
 
-  def __call__(self, *args: Any, **kwargs: Any) -> Any:
-    return self.__func__(self.__self__, *args, **kwargs)
+  @property
+  def __func__(self) -> Callable[..., Any]:
+    return self.func
+
+  @property
+  def __self__(self) -> Any:
+    return self.args[0]
 
   def __eq__(self, other: Any) -> bool:
     if not isinstance(other, BoundPureMethod):
