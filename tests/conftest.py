@@ -56,6 +56,61 @@ for name in [n for n in sys.modules if n.split('.')[0] == 'haiku']:
     del sys.modules[name]
 
 
+# What takes long, and tells least of a change. `pytest` alone leaves it out, and
+# the name of a file, `--long` or `--all` does not.
+LONG = (
+  'test_document.py',
+  'test_examples.py',
+  'test_lifted_in_haiku.py',
+  'test_site.py',
+  'fuzz/',
+  'interop/test_examples.py',
+  'interop/test_layers.py',
+  'interop/test_networks.py',
+  'interop/test_recurrent.py',
+  'linen/test_jax_transforms.py',
+  'linen/test_leaks.py',
+  'linen/test_threads.py',
+  'linen/test_transforms_axes.py',
+  'linen/test_transforms_kinds.py',
+  'port/test_guides.py',
+  'port/test_programs_of_2021.py',
+  'typing/',
+)
+# For the processes that pytest-xdist starts, which get all paths by name.
+WHICH = 'HAIKU_STATE_TESTS'
+
+
+def pytest_addoption(parser):
+  add = parser.getgroup('haiku_state').addoption
+  add('--long', action='store_true', help='only the tests that take long')
+  add('--all', action='store_true', help='also the tests that take long')
+
+
+def pytest_configure(config):
+  if not hasattr(config, 'workerinput'):
+    is_named = config.args_source is not config.ArgsSource.TESTPATHS
+    is_whole = is_named or config.option.all
+    os.environ[WHICH] = (
+      'long' if config.option.long else 'all' if is_whole else 'short'
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+  which = os.environ[WHICH]
+  if which == 'all':
+    return
+  here = Path(__file__).parent
+
+  def is_left_out(item):
+    path = item.path.relative_to(here).as_posix()
+    return path.startswith(LONG) != (which == 'long')
+
+  left_out = [item for item in items if is_left_out(item)]
+  config.hook.pytest_deselected(items=left_out)
+  items[:] = [item for item in items if not is_left_out(item)]
+
+
 @pytest.fixture
 def old_flax(monkeypatch):
   """Returns the Flax that is there if it is older than the tests' oracle."""

@@ -195,6 +195,8 @@ def assert_same_words(printed, shown):
   """Compares lines, and numbers as far as another version rounds them."""
   assert _NUMBER.sub('0', printed).split() == _NUMBER.sub('0', shown).split()
   numbers = [[float(n) for n in _NUMBER.findall(t)] for t in (printed, shown)]
+  if jax.__version_info__ < (0, 5):
+    return  # Other keys give other numbers.
   assert numbers[0] == pytest.approx(numbers[1], rel=0.05, abs=0.01)
 
 
