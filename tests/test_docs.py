@@ -234,6 +234,8 @@ def test_docstring_examples(name, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   if name == 'haiku_state.export':
     pytest.importorskip(JAX_EXTRA)
+  if name == 'haiku_state.training.checkpoints':
+    pytest.importorskip('orbax.checkpoint')
   module = importlib.import_module(name)
   failed, _ = doctest.testmod(module, optionflags=_FLAGS, extraglobs={})
   assert not failed
