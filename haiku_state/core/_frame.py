@@ -311,17 +311,18 @@ def put_as_is(params: Bundles, state: Bundles) -> None:
   }
   if not any(params.values()) and not any(state.values()):
     return
-  _lifting(lambda: (params, state))()
+  _lift()(params, state)
 
 
-def _lifting(make: Callable[[], tuple[Bundles, Bundles]]) -> Callable[[], Any]:
+@functools.cache
+def _lift() -> Callable[[Bundles, Bundles], tuple[Bundles, Bundles]]:
   """Returns a function by which Haiku lifts bundles into the frame as they are.
 
-  Args:
-    make: returns what is put into the frame of an `init`, under whole names.
+  It is one for all runs: Haiku looks for the frame when it is called.
 
   Returns:
-    A function that puts it there; in `apply` it returns what the frame holds.
+    A function of parameters and state by whole names. In `init` it puts them
+    into the frame; in `apply` it returns what the frame holds.
   """
   made: list[Any] = []
 
@@ -330,7 +331,9 @@ def _lifting(make: Callable[[], tuple[Bundles, Bundles]]) -> Callable[[], Any]:
     return next_f(*args, **kwargs)
 
   with hk.config.context(module_auto_repr=False), hk.intercept_methods(take):
-    _, updater = hk.lift_with_state(make, name=LIFTED_NAME, allow_reuse=True)
+    _, updater = hk.lift_with_state(
+      lambda params, state: (params, state), name=LIFTED_NAME, allow_reuse=True
+    )
   updater.ignore_update()
   lifting = made[-1]
   lifting.prefix_name = ''  # The names are whole ones.
@@ -390,7 +393,7 @@ def frame_variables(root: str, made: tuple[Names, Names]) -> dict[str, Any]:
       for path, listed, names in _joined(state, made_state)
     }
   else:
-    params, state = _lifting(lambda: ({}, {}))()
+    params, state = _lift()({}, {})
     params, state = _bundles.below(params, root), _bundles.below(state, root)
   variables = _bundles.from_haiku(params, {}, root)
   _bundles.gather_state(variables, state, root, lambda col: True)
