@@ -420,8 +420,12 @@ else:  # Dead from jax 0.7 on.
     raise too_old(f'A mesh with explicit axes, as in {sharding}', '0.7')
 
   def axes_of_kind(mesh: Any, kind: str) -> set[str]:
-    """Returns the axes of a mesh for 'Auto', the one kind that there was."""
-    return set(mesh.axis_names) if kind == 'Auto' else set()
+    """Returns the axes of a mesh that are 'Auto', 'Explicit' or 'Manual'."""
+    # A tuple from 0.5.1 on; nothing before, when all were automatic.
+    types = getattr(mesh, 'axis_types', None)
+    if not isinstance(types, tuple):
+      return set(mesh.axis_names) if kind == 'Auto' else set()
+    return {n for n, found in zip(mesh.axis_names, types) if found.name == kind}
 
 
 if _JAX >= (0, 6, 2):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import haiku as hk
@@ -386,10 +386,13 @@ def frame_variables(root: str, made: tuple[Names, Names]) -> dict[str, Any]:
       listed = params.get(path, {})
       more = [key for key in names if key not in listed]
       if more:
-        params[path] = {**listed, **_values(read_any_param, path, more)}
+        params[path] = {
+          **listed,
+          **_values(read_any_param, Missing, path, more),
+        }
     # Inside of them, the values that Haiku lists are those from outside.
     state = {
-      path: _values(find_state, path, {**dict.fromkeys(listed), **names})
+      path: _values(read_state, ValueError, path, {**listed, **names})
       for path, listed, names in _joined(state, made_state)
     }
   else:
@@ -406,15 +409,31 @@ def _joined(first: Any, second: Any) -> Iterator[tuple[str, Any, Any]]:
     yield key, first.get(key, {}), second.get(key, {})
 
 
-def _values(read: Callable[[str, str], Any], path: str, keys: Any) -> Any:
-  """Returns those values of a bundle that are there."""
-  found = {}
-  for key in keys:
-    try:
-      found[key] = at(path, read, path, key)
-    except Missing:
-      pass  # What made it was not kept, as in `hk.eval_shape`.
-  return found
+def _values(
+  read: Callable[[str, str], Any],
+  absent: type[Exception],
+  path: str,
+  keys: Iterable[str],
+) -> dict[str, Any]:
+  """Returns those values of a bundle that are there.
+
+  Args:
+    read: reads one by the module and the key.
+    absent: what it raises if there is none.
+    path: the module.
+    keys: the keys.
+  """
+
+  def read_here() -> dict[str, Any]:
+    found = {}
+    for key in keys:
+      try:
+        found[key] = read(path, key)
+      except absent:
+        pass  # What made it was not kept, as in `hk.eval_shape`.
+    return found
+
+  return at(path, read_here)
 
 
 def frame_is_current() -> bool:

@@ -94,26 +94,28 @@ class InRun(Tree):
     return made
 
   def _frame_state(self, path: str, key: str, value: Any, is_new: bool) -> None:
-    self.made[1].setdefault(path, {})[key] = value
-    if self.first is not None:
-      self._note_first({path: {key: value}})
+    self._note_state(path, key, value)
     (_frame.new_state if is_new else _frame.write_state)(path, key, value)
-
-  def _note_first(self, state: _bundles.Bundles) -> None:
-    if self.first is None:
-      return
-    for path, bundle in state.items():
-      first = self.first.setdefault(path, {})
-      for key, value in bundle.items():
-        first.setdefault(key, value)
 
   def _frame_new(self, new: New) -> None:
     """Adds what an inner run has made: those who look at it have seen it."""
-    for made, bundles in zip(self.made, new):
-      for path, bundle in bundles.items():
-        made.setdefault(path, {}).update(bundle)
-    self._note_first(new[1])
+    self._note_new(new)
     _frame.put_as_is(*new)
+
+  def _note_state(self, path: str, key: str, value: Any) -> None:
+    """Notes state that was made or set here."""
+    self.made[1].setdefault(path, {})[key] = value
+    if self.first is not None:
+      self.first.setdefault(path, {}).setdefault(key, value)
+
+  def _note_new(self, new: New) -> None:
+    """Notes parameters and state that an inner run has made."""
+    params, state = new
+    for path, bundle in params.items():
+      self.made[0].setdefault(path, {}).update(bundle)
+    for path, bundle in state.items():
+      for key, value in bundle.items():
+        self._note_state(path, key, value)
 
   def _frame_read(self, path: str, col: str, name: str, leaf: Any) -> Any:
     """Returns the value of a leaf, or raises `Missing`."""

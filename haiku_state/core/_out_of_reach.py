@@ -64,17 +64,12 @@ class OutOfReach(InRun):
     return made
 
   def _frame_state(self, path: str, key: str, value: Any, is_new: bool) -> None:
-    self.made[1].setdefault(path, {})[key] = value
-    if self.first is not None:
-      self._note_first({path: {key: value}})
+    self._note_state(path, key, value)
     write = _frame.new_state if is_new else _frame.write_state
     self._do_later(functools.partial(write, path, key, value))
 
   def _frame_new(self, new: New) -> None:
-    for made, bundles in zip(self.made, new):
-      for path, bundle in bundles.items():
-        made.setdefault(path, {}).update(bundle)
-    self._note_first(new[1])
+    self._note_new(new)
     self._do_later(functools.partial(_frame.put_as_is, *new))
 
   def _initial(self, make: Make) -> Any:

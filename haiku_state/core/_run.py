@@ -107,10 +107,7 @@ class Run:
   @property
   def store(self) -> Store:
     """Where the variables are now, for this thread."""
-    going = _thread.refs[-1]()
-    if going is None or not going._is_owned():
-      going = _thread.current()
-    store = going.stores.get(self)
+    store = _thread.current().stores.get(self)
     if store is None:
       owner = self.owner
       store = self.resting if owner is None else owner.from_outside()
@@ -121,10 +118,7 @@ class Run:
     """Whether no run goes on in this thread."""
     if type(self.resting) is not AtRest:
       return False
-    going = _thread.refs[-1]()
-    if going is None or not going._is_owned():
-      going = _thread.current()
-    return self not in going.stores
+    return self not in _thread.current().stores
 
   @property
   def is_in_haiku(self) -> bool:

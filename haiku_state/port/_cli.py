@@ -66,9 +66,9 @@ def _add_run(commands) -> None:
     description=(
       'Runs a program written for Flax as it is: `import flax` gives the'
       ' modules of haiku_state, and names that JAX has removed, such as'
-      ' jax.tree_map, are there again where they are small. FILE is a script, or a document (.rst, .txt,'
-      ' .md, .ipynb) whose blocks run in order in one namespace, or - for the'
-      ' standard input.'
+      ' jax.tree_map, are there again where they are small. FILE is a script,'
+      ' or a document (.rst, .txt, .md, .ipynb) whose blocks run in order in one'
+      ' namespace, or - for the standard input.'
     ),
   )
   kind = parser.add_mutually_exclusive_group()

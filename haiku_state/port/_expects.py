@@ -122,19 +122,38 @@ def _of_call(node: ast.Call) -> Iterator[Evidence]:
     yield Evidence(True, True, line, ast.unparse(node))
 
 
-def _of_import(node: ast.Import | ast.ImportFrom) -> Iterator[Evidence]:
+def has_optim(trees: Iterable[ast.AST]) -> bool:
+  """Returns whether a program imports `flax.optim`, which Flax had until 2022."""
+  return any(
+    _is_below(name, 'flax.optim')
+    for tree in trees
+    for node in ast.walk(tree)
+    if isinstance(node, (ast.Import, ast.ImportFrom))
+    for name in _imported(node)
+  )
+
+
+def _imported(node: ast.Import | ast.ImportFrom) -> list[str]:
   names = [alias.name for alias in node.names]
   if isinstance(node, ast.ImportFrom):
     names = [f'{node.module}.{name}' for name in names]
-  for name in names:
+  return names
+
+
+def _is_below(name: str, module: str) -> bool:
+  return f'{name}.'.startswith(f'{module}.')
+
+
+def _of_import(node: ast.Import | ast.ImportFrom) -> Iterator[Evidence]:
+  for name in _imported(node):
     # As written for Flax, and as rewritten.
-    _, _, below = name.partition('.')
-    if not name.startswith(('flax.', 'haiku_state.')):
+    library, _, below = name.partition('.')
+    if library not in ('flax', 'haiku_state'):
       continue
-    if below == 'optim' or below.startswith('optim.'):
+    if _is_below(below, 'optim'):
       text = f'{ast.unparse(node)}, which Flax had until 2022'
       yield Evidence(True, False, node.lineno, text)
-    elif below == 'nnx' or below.startswith('nnx.'):
+    elif _is_below(below, 'nnx'):
       text = f'{ast.unparse(node)}, which Flax has since 2023'
       yield Evidence(False, False, node.lineno, text)
 

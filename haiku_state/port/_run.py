@@ -207,6 +207,10 @@ def _check_is_python(block: _documents.Block) -> None:
 # --- Dicts or FrozenDicts ----------------------------------------------------
 
 
+# The variable of the environment that says whether checkpoints are Orbax's.
+_ORBAX = 'FLAX_USE_ORBAX_CHECKPOINTING'
+
+
 class _Kind(NamedTuple):
   """What `init` and `apply` return, and why.
 
@@ -225,7 +229,9 @@ class _Kind(NamedTuple):
   def of(cls, blocks: Sequence[_documents.Block], frozen: bool | None) -> _Kind:
     """Returns what a program seems to expect, if it is not given."""
     trees = parsed(blocks)
-    by_orbax = config.flax_use_orbax_checkpointing and not _has_optim(trees)
+    by_orbax = config.flax_use_orbax_checkpointing
+    if _ORBAX not in os.environ:  # Else the user has said it.
+      by_orbax = by_orbax and not _expects.has_optim(trees)
     if frozen is not None:
       return cls(frozen, '', by_orbax)
     evidence = _expects.expected(trees)
@@ -247,20 +253,6 @@ class _Kind(NamedTuple):
   def hint_on(self, message: str) -> str:
     """Returns the hint, '' if an error has nothing to do with it."""
     return self.hint if _ABOUT_DICTS.search(message) else ''
-
-
-def _has_optim(trees: Sequence[ast.AST]) -> bool:
-  """Returns whether a program imports `flax.optim`."""
-  for node in (x for tree in trees for x in ast.walk(tree)):
-    if isinstance(node, ast.Import):
-      names = [alias.name for alias in node.names]
-    elif isinstance(node, ast.ImportFrom):
-      names = [f'{node.module}.{alias.name}' for alias in node.names]
-    else:
-      continue
-    if any(f'{name}.'.startswith('flax.optim.') for name in names):
-      return True
-  return False
 
 
 _ABOUT_DICTS = re.compile('dict|tuple|unpack|__delitem__', re.I)
@@ -325,7 +317,7 @@ def _prepare(kind: _Kind, old_jax: bool) -> None:
   config.update('flax_return_frozendict', kind.frozen)
   config.update('flax_use_orbax_checkpointing', kind.by_orbax)
   os.environ['FLAX_RETURN_FROZENDICT'] = str(kind.frozen)
-  os.environ['FLAX_USE_ORBAX_CHECKPOINTING'] = str(kind.by_orbax)
+  os.environ[_ORBAX] = str(kind.by_orbax)
   os.environ['HAIKU_STATE_OLD_JAX'] = str(old_jax)
   (startup,) = _startup.__path__
   before = os.environ.get('PYTHONPATH')
@@ -366,7 +358,7 @@ def _surroundings() -> Iterator[None]:
 _VARIABLES = (
   'PYTHONPATH',
   'FLAX_RETURN_FROZENDICT',
-  'FLAX_USE_ORBAX_CHECKPOINTING',
+  _ORBAX,
   'HAIKU_STATE_OLD_JAX',
 )
 

@@ -374,9 +374,8 @@ def _save_by_orbax(save: _Save, target, checkpointer):
     )
   # Orbax waits for all processes first, so none looks before this is done.
   if jax.process_index() == 0:
-    _checkpoint_commit.hold(
-      save.tmp_path
-    ).let_go()  # Removes what a kill has left.
+    # This removes what a kill has left.
+    _checkpoint_commit.hold(save.tmp_path).let_go()
     _checkpoint_commit.settle(save.base_path)
     if save.overwrite and _checkpoint_paths.is_local(save.path):
       _checkpoint_commit.set_aside(save.path)

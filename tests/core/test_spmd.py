@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
-from jax_names import layout_of, mesh_of, set_mesh
+from jax_names import JAX, layout_of, mesh_of, set_mesh
 
-from haiku_state.core import spmd
+from haiku_state.core import _specs, spmd
 
 NAMES = [
   'apply_rules',
@@ -193,3 +193,12 @@ def test_same_signature_as_flax(flax_spmd, name):
     for p in inspect.signature(f).parameters.values()
   ]
   assert names(getattr(spmd, name)) == names(getattr(flax_spmd, name))
+
+
+def test_explicit_axes_need_a_jax_that_has_them():
+  if JAX >= (0, 7) or not hasattr(jax.sharding, 'AxisType'):
+    pytest.skip('for a jax in which explicit axes were another thing')
+  explicit = jax.sharding.AxisType.Explicit
+  mesh = jax.make_mesh((1,), ('data',), axis_types=(explicit,))
+  with pytest.raises(NotImplementedError, match='explicit axes.*0.7'):
+    _specs.constrain(jnp.ones(2), PartitionSpec('data'), mesh)

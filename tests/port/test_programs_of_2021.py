@@ -80,18 +80,30 @@ def test_runs_rewritten(tmp_path):
   assert log.getvalue() == ''
 
 
-def test_its_checkpoints_are_files_of_msgpack(tmp_path, monkeypatch):
+CHECKPOINTS = """
+from flax import optim
+from flax.training import checkpoints
+
+optimizer = optim.Adam(0.1).create({"w": 1.0})
+checkpoints.save_checkpoint("saved", optimizer, 1)
+assert checkpoints.restore_checkpoint("saved", optimizer).target["w"] == 1
+"""
+
+
+@pytest.mark.parametrize('said', [None, '1', '0'])
+def test_its_checkpoints_are_files_of_msgpack(said, tmp_path, monkeypatch):
   pytest.importorskip('msgpack')
+  if said is None:
+    monkeypatch.delenv('FLAX_USE_ORBAX_CHECKPOINTING', raising=False)
+  else:  # As the user wishes.
+    monkeypatch.setenv('FLAX_USE_ORBAX_CHECKPOINTING', said)
+    config.update('flax_use_orbax_checkpointing', said == '1')
+  if said == '1':
+    pytest.importorskip('orbax.checkpoint')
   program = tmp_path / 'program.py'
-  program.write_text(
-    'from flax import optim\n'
-    'from flax.training import checkpoints\n'
-    'optimizer = optim.Adam(0.1).create({"w": 1.0})\n'
-    'print(checkpoints.save_checkpoint("saved", optimizer, 1))\n'
-    'assert checkpoints.restore_checkpoint("saved", optimizer).target["w"] == 1\n'
-  )
+  program.write_text(CHECKPOINTS)
   monkeypatch.chdir(tmp_path)
   before = config.flax_use_orbax_checkpointing
   assert run_path(program, [], log=io.StringIO()) == 0
-  assert (tmp_path / 'saved' / 'checkpoint_1').is_file()
+  assert (tmp_path / 'saved' / 'checkpoint_1').is_dir() == (said == '1')
   assert config.flax_use_orbax_checkpointing == before

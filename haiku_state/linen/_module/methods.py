@@ -122,9 +122,7 @@ def wrap_method(
     run = scope._run
     if run.is_at_rest:
       return call_at_rest(wrapped, args, kwargs)
-    calls = context.refs[-1]()
-    if calls is None or not calls._is_owned():
-      calls = context.current()
+    calls = context.current()
     if calls.is_base:
       return _call_outermost(wrapped, args, kwargs)
     state = self._state
