@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import itertools
 import os
 import sys
 from pathlib import Path
@@ -106,9 +107,9 @@ def pytest_collection_modifyitems(config, items):
     path = item.path.relative_to(here).as_posix()
     return path.startswith(LONG) != (which == 'long')
 
-  left_out = [item for item in items if is_left_out(item)]
+  left_out = list(filter(is_left_out, items))
   config.hook.pytest_deselected(items=left_out)
-  items[:] = [item for item in items if not is_left_out(item)]
+  items[:] = itertools.filterfalse(is_left_out, list(items))
 
 
 @pytest.fixture
