@@ -21,12 +21,16 @@ import jax.core
 import numpy as np
 
 from haiku_state.core import _haiku_run, keys
-from haiku_state.core._fingerprint import Unknown, fingerprint
+from haiku_state.core._fingerprint import (
+  Unknown,
+  fingerprint,
+  is_from_here,
+  kept_if_lasting,
+)
 
 _MAX_KEPT = 8192
-# By what the initializer and its arguments are made of; None if that may be
-# impure.
-_programs: dict[Any, Any] = {}
+# By what the initializer and its arguments are made of.
+_kept: dict[Any, Any] = {}
 # By what they are made of: whether they look at their key.
 _users: dict[Any, bool] = {}
 _MISSING = object()
@@ -56,12 +60,13 @@ def initial_value(
     return init_fn(rng, *args, **kwargs)
   data = keys.static_hash(suffix)
   if isinstance(rng, jax.core.Tracer) and is_recorded():
-    program = _program(init_fn, args, kwargs)
-    if program is not None:
-      return program(rng, data)
+    programs = _programs(init_fn, args, kwargs)
+    if programs is not None:
+      return programs[keys.raw_key_impl()](rng, data)
   return init_fn(_key(init_fn, rng, data), *args, **kwargs)
 
 
+@kept_if_lasting
 def uses_key(init_fn: Callable[..., Any], args: Any, kwargs: Any) -> bool:
   """Returns whether `init_fn(key, *args, **kwargs)` looks at its key."""
   if init_fn is _ZEROS or init_fn is _ONES:
@@ -105,23 +110,41 @@ def _key(init_fn, rng: jax.Array, data: Any) -> jax.Array:
 _ZEROS, _ONES = jax.nn.initializers.zeros, jax.nn.initializers.ones
 
 
-def _program(init_fn, args, kwargs) -> Callable[..., Any] | None:
-  """Returns a function of the root key and what to fold in, if it is known."""
+class _Programs(dict[str, Any]):
+  """Functions of the root key and what to fold in, by what a raw key means.
+
+  That is not noted by JAX with a program that it keeps.
+
+  Args:
+    init_fn: the initializer.
+    args: its arguments.
+    kwargs: its arguments by keyword.
+  """
+
+  def __init__(self, init_fn: Callable[..., Any], args: Any, kwargs: Any):
+    super().__init__()
+    self._wanted = init_fn, args, kwargs
+
+  def __missing__(self, impl: str) -> Any:
+    program = self[impl] = _traced_once(*self._wanted)
+    return program
+
+
+@kept_if_lasting
+def _programs(init_fn, args, kwargs) -> _Programs | None:
+  """Returns the initializer as programs, None if it may be impure."""
   wanted = (init_fn, args, kwargs)
   try:
-    # What a raw key means, JAX does not note with a program that it keeps.
-    key = fingerprint(wanted), keys.raw_key_impl()
+    key = fingerprint(wanted)
     # Another thread may clear what is kept between two looks.
-    program = _programs.get(key, _MISSING)
+    found = _kept.get(key, _MISSING)
   except (Unknown, TypeError):
     return None
-  if program is not _MISSING:
-    return program
-  if len(_programs) >= _MAX_KEPT:
-    _programs.clear()
-  program = _traced_once(*wanted) if _is_known(wanted) else None
-  _programs[key] = program
-  return program
+  if found is _MISSING:
+    if len(_kept) >= _MAX_KEPT:
+      _kept.clear()
+    found = _kept[key] = _Programs(*wanted) if _is_known(wanted) else None
+  return found
 
 
 def _traced_once(init_fn, args, kwargs) -> Callable[..., Any]:
@@ -151,17 +174,10 @@ def _is_known(x: Any) -> bool:
   if kind is types.FunctionType:
     closure = [cell.cell_contents for cell in x.__closure__ or ()]
     parts = (closure, x.__defaults__, x.__kwdefaults__)
-    return _is_from_here(x) and _is_known(parts)
+    return is_from_here(x) and _is_known(parts)
   if isinstance(x, type):
-    return issubclass(x, np.generic) or _is_from_here(x)
+    return issubclass(x, np.generic) or is_from_here(x)
   fields = getattr(kind, '__dataclass_fields__', None)
   if fields is not None:
-    return _is_from_here(kind) and _is_known([getattr(x, f) for f in fields])
+    return is_from_here(kind) and _is_known([getattr(x, f) for f in fields])
   return not callable(x)
-
-
-def _is_from_here(x: Any) -> bool:
-  return (x.__module__ or '').partition('.')[0] in _HERE
-
-
-_HERE = ('jax', __name__.partition('.')[0])

@@ -14,7 +14,11 @@ import jax
 import numpy as np
 
 from haiku_state.core import _haiku_run
-from haiku_state.core._fingerprint import Unknown, fingerprint
+from haiku_state.core._fingerprint import (
+  Unknown,
+  fingerprint,
+  kept_if_lasting,
+)
 
 
 class Expected(NamedTuple):
@@ -33,6 +37,7 @@ _MAX_KEPT = 8192
 _kept: dict[Any, Expected] = {}
 
 
+@kept_if_lasting
 def expected(init_fn: Callable[..., Any], args: Any, kwargs: Any) -> Expected:
   """Returns what `init_fn(key, *args, **kwargs)` makes, without making it."""
   try:

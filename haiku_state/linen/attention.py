@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from haiku_state.core._fingerprint import is_lasting
 from haiku_state.linen import initializers
 from haiku_state.linen.dtypes import promote_dtype
 from haiku_state.linen.linear import DenseGeneral, default_kernel_init
@@ -563,8 +564,20 @@ def _made(factory):
 
 def _understood(function, options):
   """Selects the options that the signature of `function` names."""
-  names = inspect.signature(function).parameters
+  names = _parameters(function)
   return {name: value for name, value in options.items() if name in names}
+
+
+def _parameters(function) -> frozenset[str]:
+  """Returns the names of the parameters of a function."""
+  if is_lasting(function):
+    return _kept_parameters(function)
+  return _kept_parameters.__wrapped__(function)
+
+
+@functools.cache
+def _kept_parameters(function) -> frozenset[str]:
+  return frozenset(inspect.signature(function).parameters)
 
 
 class MultiHeadAttention(MultiHeadDotProductAttention):

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from haiku_state import linen as nn
-from haiku_state.core import _initial
+from haiku_state.core import _fingerprint, _initial
+from haiku_state.linen import linear
 
 SHAPE = (4, 6)
 INITIALIZERS = {
@@ -88,7 +89,7 @@ def test_each_is_traced_once_for_a_shape(monkeypatch):
     return traced_once(init_fn, args, kwargs)
 
   monkeypatch.setattr(_initial, '_traced_once', noting)
-  monkeypatch.setattr(_initial, '_programs', {})
+  monkeypatch.setattr(_initial, '_kept', {})
   for size in (4, 4, 5):
     # A function made anew, as in the default of a field or in a method.
     init_fn = nn.initializers.normal(0.125)
@@ -161,3 +162,74 @@ def test_errors_are_those_of_the_initializer():
       ValueError, match='in- and output sizes|input and output'
     ):
       jax.eval_shape(net.init, jax.random.key(0))
+
+
+class TestLastingFunctions:
+  """What is kept of an initializer is not taken if somebody has changed it."""
+
+  def initializer(self):
+    return jax.nn.initializers.variance_scaling(1.0, 'fan_in', 'normal')
+
+  def test_it_is_kept_by_itself(self):
+    init_fn = self.initializer()
+    assert _fingerprint.is_lasting(init_fn)
+    assert _fingerprint.is_lasting(init_fn)
+    assert _fingerprint.is_lasting(jax.nn.initializers.zeros)
+
+  def test_functions_of_others_are_not(self):
+    assert not _fingerprint.is_lasting(lambda key, shape: jnp.zeros(shape))
+    assert not _fingerprint.is_lasting(functools.partial(jnp.zeros))
+
+  @pytest.mark.parametrize(
+    'part', ['__defaults__', '__kwdefaults__', '__code__', '__dict__', 'cell']
+  )
+  def test_who_has_changed_is_asked_anew(self, part):
+    init_fn = self.initializer()
+    assert _fingerprint.is_lasting(init_fn)
+    if part == 'cell':
+      names = init_fn.__code__.co_freevars
+      cell = init_fn.__closure__[names.index('scale')]
+      cell.cell_contents = 2.0
+    elif part == '__code__':
+      init_fn.__code__ = init_fn.__code__.replace(co_name='other')
+    elif part == '__dict__':
+      init_fn.__wrapped__ = jax.nn.initializers.zeros
+    elif part == '__kwdefaults__':
+      init_fn.__kwdefaults__ = {}
+    else:
+      init_fn.__defaults__ = (jnp.float16,)
+    assert not _fingerprint.is_lasting(init_fn)
+
+  def test_a_changed_one_makes_other_values(self):
+    init_fn = self.initializer()
+    init = jax.jit(module(nn, init_fn).init)
+    before = init(jax.random.key(0))
+    assert module(nn, init_fn).apply(before)[0].dtype == jnp.float32
+    init_fn.__defaults__ = (jnp.float16, *init_fn.__defaults__[1:])
+    after = jax.jit(module(nn, init_fn).init)(jax.random.key(0))
+    assert after['params']['w'].dtype == jnp.float16
+
+  def test_sizes_of_other_types_are_told_apart(self):
+    seen = []
+
+    @_fingerprint.kept_if_lasting
+    def make(fn, args, kwargs):
+      seen.append(args)
+      return fn(None, *args, **kwargs)
+
+    ones = jax.nn.initializers.ones
+    for args in [((1, 2),), ((1, 2), jnp.int32), ((True, 2),), ((1, 2),)]:
+      assert make(ones, args, {}).shape == (1, 2)
+    assert [tuple(map(type, args[0])) for args in seen] == [
+      (int, int),
+      (int, int),
+      (bool, int),
+    ]
+    with pytest.raises(TypeError):
+      make(ones, ((1, []),), {})
+
+  def test_data_is_what_its_parts_are(self):
+    flat = linear._FlatInit(self.initializer(), (2, 3))
+    assert _fingerprint.is_lasting(flat)
+    flat = linear._FlatInit(lambda key, shape, dtype: 0, (2, 3))
+    assert not _fingerprint.is_lasting(flat)
