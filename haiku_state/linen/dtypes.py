@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import ShapedArray
 
 from haiku_state.typing import Dtype
 
@@ -101,11 +102,13 @@ def _shared_dtype(args: Iterable[Any]) -> Any:
   for x in args:
     if x is None:
       continue
-    if not isinstance(x, jax.Array) or x.weak_type:
+    # What JAX knows of an array, also of a traced one, is in one attribute.
+    aval = getattr(x, 'aval', None)
+    if type(aval) is not ShapedArray or aval.weak_type:
       return None
     if shared is None:
-      shared = x.dtype
-    elif x.dtype != shared:
+      shared = aval.dtype
+    elif aval.dtype != shared:
       return None
   return shared if shared in _SETTLED else None
 
