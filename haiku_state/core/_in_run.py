@@ -119,9 +119,9 @@ class InRun(Tree):
 
   def _frame_read(self, path: str, col: str, name: str, leaf: Any) -> Any:
     """Returns the value of a leaf, or raises `Missing`."""
-    is_state, key = self._key_of(col, name, leaf)
-    read = _frame.find_state if is_state else _frame.read_any_param
-    return read(path, key)
+    if col != 'params' or leaf is _IN_STATE:
+      return _frame.find_state(path, _names.state_key(col, name))
+    return _frame.read_any_param(path, _names.escape_key(name))
 
   def _frame_other(self, path: str, key: str) -> Any:
     """Returns a parameter that was not given to this run, None for none."""
@@ -198,13 +198,15 @@ class InRun(Tree):
     if leaf is None:
       return default
     try:
+      if leaf is True or leaf is _bundles.ARRAY:
+        return self._frame_read(place.path, col, name, leaf)
       return self._read(place.path, col, name, leaf)
     except _frame.Missing:
       return default
 
   def is_array(self, place: Place, col: str, name: str) -> bool:
     """Returns whether a variable is one array, as far as the name tells."""
-    return self.level(place, col).get(name) == _bundles.ARRAY
+    return self.level(place, col).get(name) is _bundles.ARRAY
 
   def _read(self, path: str, col: str, name: str, leaf: Any) -> Any:
     if isinstance(leaf, dict):

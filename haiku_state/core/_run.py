@@ -65,15 +65,17 @@ class Run:
   Attributes:
     root: the place of the root.
     resting: where the variables are while no run goes on.
+    is_in_haiku: whether this is the run of somebody's `hk.transform`.
     owner: of variables that are used in one run only, the run that goes on;
       other threads of its making see them through it.
   """
 
-  __slots__ = ('root', 'resting', 'owner', '_depth')
+  __slots__ = ('root', 'resting', 'is_in_haiku', 'owner', '_depth')
 
   def __init__(self, resting: AtRest | InHaiku, haiku_root: str):
     self.root = Place(haiku_root)
     self.resting = resting
+    self.is_in_haiku = type(resting) is InHaiku
     self.owner: _Entered | None = None
     self._depth = current_depth()
 
@@ -116,14 +118,7 @@ class Run:
   @property
   def is_at_rest(self) -> bool:
     """Whether no run goes on in this thread."""
-    if type(self.resting) is not AtRest:
-      return False
-    return self not in _thread.current().stores
-
-  @property
-  def is_in_haiku(self) -> bool:
-    """Whether this is the run of somebody's `hk.transform`."""
-    return type(self.resting) is InHaiku
+    return not self.is_in_haiku and self not in _thread.current().stores
 
   def note_module(self, path: str) -> None:
     """Notes that a module of ours is at a place, in the run that goes on."""

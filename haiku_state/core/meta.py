@@ -172,11 +172,8 @@ _array_types: set[type] = set()
 
 
 def _is_array(x: Any) -> bool:
-  kind = type(x)
-  if kind in _array_types:
-    return True
   if isinstance(x, (jax.Array, np.ndarray, np.generic, int, float)):
-    _array_types.add(kind)
+    _array_types.add(type(x))
     return True
   return False
 
@@ -195,7 +192,7 @@ def unbox(tree: Any) -> Any:
     >>> meta.unbox({'w': meta.Partitioned(1.0, names=('data',)), 'b': 2.0})
     {'b': 2.0, 'w': 1.0}
   """
-  if _is_array(tree):
+  if type(tree) in _array_types or _is_array(tree):
     return tree
   if isinstance(tree, AxisMetadata):
     return unbox(tree.unbox())

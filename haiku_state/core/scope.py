@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -106,14 +107,14 @@ class Variable(Generic[T]):
 
   @value.setter
   def value(self, value: T) -> None:
-    if self.unbox:
+    scope, col, name = self.scope, self.collection, self.name
+    # Where one array is, there is no box, nor any need to look at the value.
+    if self.unbox and not scope._is_array(col, name):
       value = self._boxed(value)
-    self.scope.put_variable(self.collection, self.name, value)
+    scope.put_variable(col, name, value)
 
   def _boxed(self, value: T) -> Any:
     """Returns a new value in the boxes of the old one, where they fit."""
-    if self.scope._is_array(self.collection, self.name):
-      return value  # There is no box, nor any need to look at the value.
     old = self.scope.get_variable(self.collection, self.name)
     boxed = functools.partial(jax.tree.structure, is_leaf=meta.is_axis_metadata)
     structure = boxed(old)
@@ -300,8 +301,7 @@ class Scope:
   def _sibling(self) -> Scope:
     """Returns a scope that is like this one, with no name reserved."""
     scope = object.__new__(Scope)
-    scope.__dict__.update(self.__dict__)
-    scope.reservations = {}
+    scope.__dict__ = {**self.__dict__, 'reservations': {}}
     return scope
 
   # --- Names ---
@@ -326,6 +326,15 @@ class Scope:
       TypeError: the name is no string.
       ValueError: the name is taken.
     """
+    if not self.take_name(name, col):
+      raise ValueError(f'Duplicate use of scope name: "{name}"')
+
+  def take_name(self, name: str, col: str | None = None) -> bool:
+    """Takes a name if it is free; returns whether it was.
+
+    Raises:
+      TypeError: the name is no string.
+    """
     if not isinstance(name, str):
       raise TypeError(
         f'The type of scope "{name}" should be string but it is {type(name)}'
@@ -333,10 +342,11 @@ class Scope:
     taken = self.reservations.get(name)
     if taken is None:
       self.reservations[name] = {col}
-    elif self.name_reserved(name, col):
-      raise ValueError(f'Duplicate use of scope name: "{name}"')
-    else:
-      taken.add(col)
+      return True
+    if None in taken or col is None or col in taken:
+      return False
+    taken.add(col)
+    return True
 
   def default_name(self, prefix: str) -> str:
     """Returns the first of `prefix0`, `prefix1`, ... that is free."""
@@ -365,19 +375,28 @@ class Scope:
       name = self.default_name(prefix)
     if not reuse or name not in self.reservations:
       self.reserve(name)
+    return self.below(name)
+
+  def below(self, name: str) -> Scope:
+    """Returns the child scope of a name that was taken for it."""
+    self._check_valid()
     counters = self.rng_counters.get((child_rng_token, name))
     if counters is None:
       counters = dict.fromkeys(self._streams, 0)
       self.rng_counters[child_rng_token, name] = counters
-    scope = self._sibling()
-    scope.name = name
-    scope.parent = self
-    scope.path = self.path + (name,)
-    scope.debug_path = self.debug_path + (name,)
-    scope._suffix = self._suffix + (name,)
-    scope._root = self._root or self
-    scope.rng_counters = counters
-    scope._place = None
+    scope = object.__new__(Scope)
+    scope.__dict__ = {
+      **self.__dict__,
+      'name': name,
+      'parent': self,
+      'path': (*self.path, name),
+      'debug_path': (*self.debug_path, name),
+      '_suffix': (*self._suffix, name),
+      '_root': self._root or self,
+      'rng_counters': counters,
+      'reservations': {},
+      '_place': (self._place or self.place).below(name),
+    }
     return scope
 
   def _move_below(self, parent: Scope) -> None:
@@ -549,11 +568,13 @@ class Scope:
 
   def get_variable(self, col: str, name: str, default: Any = None) -> Any:
     """Returns the value of a variable, or `default` where there is none."""
-    return self._run.store.get(self.place, col, name, default)
+    place = self._place or self.place
+    return self._run.store.get(place, col, name, default)
 
   def _is_array(self, col: str, name: str) -> bool:
     """Returns whether the variable is one array; False if that is not known."""
-    return self._run.store.is_array(self.place, col, name)
+    place = self._place or self.place
+    return self._run.store.is_array(place, col, name)
 
   def has_variable(self, col: str, name: str) -> bool:
     """Returns whether the variable is there."""
@@ -569,8 +590,9 @@ class Scope:
     self._check_valid()
     if not in_filter(self.mutable, col):
       raise errors.ModifyScopeVariableError(col, name, self.path_text)
+    place = self._place or self.place
     try:
-      self._run.store.put(self.place, col, name, value)
+      self._run.store.put(place, col, name, value)
     except CannotChange as e:
       raise errors.ModifyScopeVariableError(
         col, e.name, self.path_text
@@ -632,10 +654,16 @@ class Scope:
       ValueError: the name is taken.
     """
     self.reserve(name, col)
-    if not self._run.store.has_or_will(self.place, col, name):
+    return self._variable(col, name, init_fn, init_args, init_kwargs, unbox)
+
+  def _variable(
+    self, col: str, name: str, init_fn: Any, args, kwargs, unbox: bool
+  ) -> Variable[Any]:
+    """Returns `variable`, for one whose name was taken for it."""
+    place = self._place or self.place
+    if not self._run.store.has_or_will(place, col, name):
       self.check_may_make(col, name, init_fn is not None)
-      value = call_keyless(init_fn, *init_args, **init_kwargs)
-      self.put_variable(col, name, value)
+      self.put_variable(col, name, call_keyless(init_fn, *args, **kwargs))
     return Variable(self, col, name, unbox)
 
   def check_may_make(self, col: str, name: str, can: bool = True) -> None:
@@ -685,14 +713,16 @@ class Scope:
       ValueError: the name is taken.
     """
     self.reserve(name, 'params')
-    init_fn = as_linen(init_fn)
-    make = functools.partial(
-      self._new_param, name, init_fn, init_args, init_kwargs
-    )
+    return self._param(name, init_fn, init_args, init_kwargs, unbox)
+
+  def _param(self, name: str, init_fn: Any, args, kwargs, unbox: bool) -> Any:
+    """Returns `param`, for one whose name was taken for it."""
+    if type(init_fn) is not types.FunctionType:
+      init_fn = as_linen(init_fn)
+    make = functools.partial(self._new_param, name, init_fn, args, kwargs)
+    place = self._place or self.place
     try:
-      value: Any = self._run.store.param(
-        self.place, name, init_fn, init_args, init_kwargs, make
-      )
+      value = self._run.store.param(place, name, init_fn, args, kwargs, make)
     except WrongShape as e:
       raise errors.ScopeParamShapeError(
         name, self.path_text, e.found, e.wanted

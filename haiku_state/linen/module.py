@@ -39,15 +39,17 @@ from haiku_state.linen._module.context import (
   override_named_call as override_named_call,
 )
 from haiku_state.linen._module.fields import (
-  # Programs that document their modules import it by Flax's name.
-  Unspecified as _Sentinel,
-)
-from haiku_state.linen._module.fields import (
+  PARENT_REF,
   check_attribute,
   detached,
   is_haikus,
   make_dataclass,
+  parent_ref,
   unspecified,
+)
+from haiku_state.linen._module.fields import (
+  # Programs that document their modules import it by Flax's name.
+  Unspecified as _Sentinel,
 )
 from haiku_state.linen._module.methods import compact as compact
 from haiku_state.linen._module.methods import nowrap as nowrap
@@ -196,7 +198,7 @@ class Module(ModuleBase, HaikuModule, metaclass=ModuleMeta):  # type: ignore
     parent: Any = self.parent
     if parent is unspecified:
       parent = binding.find_parent()
-      self.parent = parent
+      own[PARENT_REF] = parent_ref(parent)
     if parent is None:
       binding.name_where_made(self)
     elif parent is detached:
@@ -414,17 +416,17 @@ class Module(ModuleBase, HaikuModule, metaclass=ModuleMeta):  # type: ignore
       NameInUseError: the name is taken.
       ValueError: the module is not in `setup` or a compact method.
     """
-    scope = _bound_scope(self, "Can't make variables on unbound modules")
+    scope = self.scope
+    if scope is None:
+      scope = _bound_scope(self, "Can't make variables on unbound modules")
     if not self._initialization_allowed:
       raise ValueError(
         'Variables must be initialized in `setup()` or in a method '
         'wrapped in `@compact`'
       )
-    if scope.name_reserved(name, col):
+    if not scope.take_name(name, col):
       raise errors.NameInUseError('variable', name, type(self).__name__)
-    v = scope.variable(
-      col, name, init_fn, *init_args, unbox=unbox, **init_kwargs
-    )
+    v = scope._variable(col, name, init_fn, init_args, init_kwargs, unbox)
     self._state.children[name] = col
     return v
 
@@ -471,15 +473,17 @@ class Module(ModuleBase, HaikuModule, metaclass=ModuleMeta):  # type: ignore
       ScopeParamShapeError: it has another shape than `init_fn` makes.
       ValueError: the module is not in `setup` or a compact method.
     """
-    scope = _bound_scope(self, "Can't make parameters on unbound modules")
+    scope = self.scope
+    if scope is None:
+      scope = _bound_scope(self, "Can't make parameters on unbound modules")
     if not self._initialization_allowed:
       raise ValueError(
         'Parameters must be initialized in `setup()` or in a method '
         'wrapped in `@compact`'
       )
-    if scope.name_reserved(name, 'params'):
+    if not scope.take_name(name, 'params'):
       raise errors.NameInUseError('param', name, type(self).__name__)
-    value = scope.param(name, init_fn, *init_args, unbox=unbox, **init_kwargs)
+    value = scope._param(name, init_fn, init_args, init_kwargs, unbox)
     self._state.children[name] = 'params'
     return value
 

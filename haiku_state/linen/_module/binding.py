@@ -49,13 +49,11 @@ from haiku_state.linen._module.state import SetupState
 def find_parent() -> ModuleBase | None:
   """Returns the module whose method makes a new one, if there is one."""
   caller = context.current().module_stack[-1]
-  if (
-    caller is not None
-    and caller.scope is not None
-    and not caller.scope._run.is_at_rest
-    and called_by_haiku()
-  ):
-    return None  # A Haiku module is between: the new one belongs to that.
+  scope = None if caller is None else caller.scope
+  if scope is not None:
+    path = _frame.current_path()
+    if path is not None and path != scope.haiku_path:
+      return None  # A Haiku module is between: the new one belongs to that.
   return caller
 
 
@@ -97,14 +95,15 @@ def _attach(module: ModuleBase, parent: ModuleBase) -> bool:
     state.autoname_cursor[prefix] = count + 1
   elif is_forced(name):
     raise _forced_below(module, parent)
-  assert parent.scope is not None
+  above = parent.scope
+  assert above is not None
   # In a lifted transform setup runs again, on names that it took outside.
   reuse = state.in_setup and state.setup_called is SetupState.TRANSFORMED
-  if not reuse and parent.scope.name_reserved(name):
+  if not above.take_name(name) and not reuse:
     raise errors.NameInUseError('submodule', name, type(parent).__name__)
   is_known = name in state.children
   state.children[name] = module
-  scope = vars(module)['scope'] = parent.scope.push(name, reuse=reuse)
+  scope = vars(module)['scope'] = above.below(name)
   if not is_known:
     _check_haikus_names(parent, scope)
   return True
@@ -150,9 +149,12 @@ def _bind(module: ModuleBase) -> None:
     move_in_haiku(module)
   else:
     enter_haiku(module)
+  own = module.__dict__
   for name in module._field_names:
-    value = module.__dict__.get(name, unspecified)
-    if value is not unspecified and not submodules.is_plain(value):
+    value = own.get(name, unspecified)
+    if type(value) in submodules.PLAIN_TYPES or value is unspecified:
+      continue
+    if not submodules.is_plain(value):
       register(module, name, value)
   module._state.is_initialized = True
 

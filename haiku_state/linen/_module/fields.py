@@ -55,12 +55,21 @@ class ParentField:
   def __get__(self, obj: Any, objtype: Any = None) -> Any:
     if obj is None:
       return None
-    parent = obj.__dict__.get('_parent_ref')
+    parent = obj.__dict__.get(PARENT_REF)
     return parent() if isinstance(parent, weakref.ref) else parent
 
   def __set__(self, obj: Any, value: Any) -> None:
-    is_module = hasattr(type(value), '__dataclass_fields__')
-    vars(obj)['_parent_ref'] = weakref.ref(value) if is_module else value
+    vars(obj)[PARENT_REF] = parent_ref(value)
+
+
+# The attribute in which a module keeps its parent.
+PARENT_REF = '_parent_ref'
+
+
+def parent_ref(parent: Any) -> Any:
+  """Returns what is kept of a parent: of a module a weak reference."""
+  is_module = hasattr(type(parent), '__dataclass_fields__')
+  return weakref.ref(parent) if is_module else parent
 
 
 def make_dataclass(cls: Any, kw_only: bool, parent_type: Any) -> None:

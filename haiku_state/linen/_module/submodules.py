@@ -15,7 +15,7 @@ from haiku_state.core.frozen_dict import FrozenDict
 from haiku_state.linen._module.base import ModuleBase
 
 # Values of these types hold no modules, and need not be searched.
-_PLAIN = frozenset(
+PLAIN_TYPES = frozenset(
   {
     int,
     float,
@@ -37,7 +37,7 @@ _PLAIN = frozenset(
 def is_plain(value: Any) -> bool:
   """Returns whether a value can hold no modules, at the cost of one look."""
   kind = type(value)
-  if kind in _PLAIN:
+  if kind in PLAIN_TYPES:
     return True
   if kind is tuple:
     # Shapes, axes, paddings: the most common of all fields.

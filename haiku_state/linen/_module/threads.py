@@ -20,6 +20,7 @@ from haiku_state.core._run import Occupied
 from haiku_state.linen._module import submodules
 from haiku_state.linen._module.base import ModuleBase
 from haiku_state.linen._module.context import Calls, context
+from haiku_state.linen._module.fields import PARENT_REF
 
 
 def call_at_rest(
@@ -109,7 +110,7 @@ def _copied(tree: Any, taken: Occupied) -> tuple[Any, ...]:
       if isinstance(x.parent, ModuleBase):
         # A parent knows its children, and keeps no others alive: here it is
         # the child that does.
-        vars(made)['_parent_ref'] = copy(x.parent)
+        vars(made)[PARENT_REF] = copy(x.parent)
     return made
 
   new = jax.tree.map(copy, tree)
