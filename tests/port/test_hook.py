@@ -85,7 +85,8 @@ def test_flax_itself_has_what_this_package_has(monkeypatch):
   flax = names['flax']
   public = {n for n in dir(haiku_state) if not n.startswith('_')}
   assert all(getattr(flax, n) is getattr(haiku_state, n) for n in public)
-  assert public - {'optim'} <= set(names)
+  assert public <= set(dir(flax))
+  assert set(haiku_state.__all__) <= set(names)
   assert flax.__name__ == 'flax' and flax.__file__ == haiku_state.__file__
   # What a program sets, all of this package sees.
   monkeypatch.setattr(haiku_state, 'config', haiku_state.config)
