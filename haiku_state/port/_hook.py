@@ -224,12 +224,13 @@ def install(old_jax: bool = True) -> None:
     _old_jax.install()
   if current() is not None:
     return
+  # It brings Haiku, which itself looks for Flax when it is imported.
+  importlib.import_module(f'{OURS}.linen')
   finder = _Finder()
   finder.hidden = loaded()
   sys.meta_path.insert(0, finder)
   # From here on `uninstall` brings them back, whatever happens.
   _unload()
-  importlib.import_module(OURS)
 
 
 def uninstall() -> None:

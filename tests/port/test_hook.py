@@ -1,7 +1,9 @@
 """The import hook: Flax's module names give this package's modules."""
 
 import importlib
+import subprocess
 import sys
+import textwrap
 
 import pytest
 
@@ -95,6 +97,19 @@ def test_flax_itself_has_what_this_package_has(monkeypatch):
   flax.mine = 1
   del flax.mine
   assert not hasattr(haiku_state, 'mine')
+
+
+def test_can_be_the_first_that_is_imported():
+  # Haiku looks for Flax when it is imported: it must not find half of this.
+  program = """
+    from haiku_state import port
+    port.install()
+    import flax.linen as nn
+    import haiku_state.linen
+    assert nn is haiku_state.linen and nn.LSTMCell
+  """
+  run = [sys.executable, '-c', textwrap.dedent(program)]
+  subprocess.run(run, check=True)
 
 
 def test_nests():
