@@ -31,7 +31,7 @@ for _name in dir(ml_dtypes):
   if isinstance(_type, type) and issubclass(_type, np.generic):
     ML_DTYPES[_name] = np.dtype(_type)
 
-_DTYPE = re.compile(r'[<>|=]?(?:[biufcSU][0-9]{1,9}|\?|[mM]8(?:\[\w{1,9}\])?)')
+_DTYPE = r'[<>|=]?(?:[biufcSU][0-9]{1,9}|\?|[mM]8(?:\[\w{1,9}\])?)'
 
 
 def dtype_from_text(text: Any) -> np.dtype:
@@ -43,7 +43,7 @@ def dtype_from_text(text: Any) -> np.dtype:
   if isinstance(text, str):
     if text in ML_DTYPES:
       return ML_DTYPES[text]
-    if _DTYPE.fullmatch(text):
+    if re.fullmatch(_DTYPE, text):
       try:
         dtype = np.dtype(text)
       except (TypeError, ValueError, OverflowError):

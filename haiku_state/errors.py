@@ -12,7 +12,7 @@ import re
 
 # A message that was finished before, as when an error is raised again from its
 # own text.
-_IS_FINISHED = re.compile(r' \((?:\w+\.)+\w+\)\Z')
+_IS_FINISHED = r' \((?:\w+\.)+\w+\)\Z'
 
 
 def _restore(cls, message):
@@ -42,7 +42,7 @@ class FlaxError(Exception):
   """
 
   def __init__(self, message):
-    if not _IS_FINISHED.search(message):
+    if not re.search(_IS_FINISHED, message):
       cls = type(self)
       message = f'{message} ({cls.__module__}.{cls.__name__})'
     super().__init__(message)

@@ -7,15 +7,12 @@ be anything that stands for one. They are Flax's, under Flax's names.
 from __future__ import annotations
 
 import abc
-import dataclasses
 import functools
-import math
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import (
   TYPE_CHECKING,
   Any,
-  Generic,
   Optional,
   Protocol,
   TypeGuard,
@@ -24,9 +21,8 @@ from typing import (
 )
 
 import jax
-import jax.numpy as jnp
 
-from haiku_state import export
+from haiku_state import _lazy, export
 
 _T = TypeVar('_T')
 _HashableK = TypeVar('_HashableK', bound=Hashable)
@@ -107,52 +103,10 @@ MutableCollection = dict[str, Any]
 VariableDict = Mapping[str, Collection]
 MutableVariableDict = dict[str, MutableCollection]
 
-if TYPE_CHECKING:
-  from haiku_state.core.frozen_dict import FrozenDict as FrozenDict
-
-  FrozenVariableDict = FrozenDict[str, Collection]
-else:
-
-  def __getattr__(name):
-    # Looked up when asked for, since `core` imports this file.
-    if name not in ('FrozenDict', 'FrozenVariableDict'):
-      raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    from haiku_state.core.frozen_dict import FrozenDict
-
-    globals()['FrozenDict'] = FrozenDict
-    globals()['FrozenVariableDict'] = FrozenDict[str, Collection]
-    return globals()[name]
-
-
 # Axes of lifted transforms
 
-
-@dataclasses.dataclass(frozen=True)
-class In(Generic[_T]):
-  """Marks a collection that goes into a transform and does not come out.
-
-  Attributes:
-    axis: the axis along which it goes in.
-  """
-
-  axis: _T
-
-
-@dataclasses.dataclass(frozen=True)
-class Out(Generic[_T]):
-  """Marks a collection that comes out of a transform and does not go in.
-
-  Attributes:
-    axis: the axis along which it comes out.
-  """
-
-  axis: _T
-
-
 Axis = Optional[int]  # noqa: UP045 (prints as Flax's does)
-InOutAxis = Union[Axis, In[Axis], Out[Axis]]
 ScanAxis = int
-InOutScanAxis = Union[ScanAxis, In[ScanAxis], Out[ScanAxis]]
 Axes = Union[int, Sequence[int]]
 
 # Sharding
@@ -229,55 +183,6 @@ def has_shape_dtype(x: Any) -> TypeGuard[ShapeDtype]:
     False
   """
   return hasattr(x, 'shape') and hasattr(x, 'dtype')
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class SizeBytes:
-  """Counts elements and bytes, and adds up.
-
-  Attributes:
-    size: the number of elements.
-    bytes: the memory that they take, in bytes.
-
-  Example:
-    >>> import jax.numpy as jnp
-    >>> from haiku_state.typing import SizeBytes
-    >>> SizeBytes.from_any({'w': jnp.ones((10, 30)), 'b': jnp.ones(30)})
-    330 (1.3 KB)
-  """
-
-  size: int
-  bytes: int
-
-  @classmethod
-  def from_array(cls, x: ShapeDtype):
-    """Counts one array."""
-    size = math.prod(x.shape)
-    # Some dtypes, such as those of typed keys, are none of numpy's.
-    dtype = jnp.dtype(x.dtype) if isinstance(x.dtype, str) else x.dtype
-    return cls(size, size * dtype.itemsize)  # type: ignore[union-attr]
-
-  @classmethod
-  def from_any(cls, x):
-    """Counts the arrays among the leaves of a tree."""
-    arrays = filter(has_shape_dtype, jax.tree.leaves(x))
-    return sum(map(cls.from_array, arrays), cls(0, 0))
-
-  def __add__(self, other: SizeBytes):
-    return type(self)(self.size + other.size, self.bytes + other.bytes)
-
-  def __bool__(self) -> bool:
-    return bool(self.size)
-
-  def __repr__(self) -> str:
-    return f'{self.size:,} ({_in_units(self.bytes)})'
-
-
-def _in_units(num_bytes):
-  for factor, unit in ((1e9, 'GB'), (1e6, 'MB'), (1e3, 'KB')):
-    if num_bytes > factor:
-      return f'{num_bytes / factor:,.1f} {unit}'
-  return f'{num_bytes:,} B'
 
 
 # Mappings and contexts
@@ -409,3 +314,25 @@ class BaseConfigContext(abc.ABC):
         self.get_stack().pop()
 
     return wrapper  # type: ignore[return-value]
+
+
+# What takes longer to make than all before, and what stands above this file.
+if TYPE_CHECKING:
+  from haiku_state._axes import In as In
+  from haiku_state._axes import InOutAxis as InOutAxis
+  from haiku_state._axes import InOutScanAxis as InOutScanAxis
+  from haiku_state._axes import Out as Out
+  from haiku_state._sizes import SizeBytes as SizeBytes
+  from haiku_state.core.frozen_dict import FrozenDict as FrozenDict
+  from haiku_state.core.frozen_dict import (
+    FrozenVariableDict as FrozenVariableDict,
+  )
+else:
+  __getattr__, __dir__, __all__ = _lazy.names_of(
+    __name__,
+    {
+      '_axes': 'In InOutAxis InOutScanAxis Out',
+      '_sizes': 'SizeBytes',
+      'core.frozen_dict': 'FrozenDict FrozenVariableDict',
+    },
+  )

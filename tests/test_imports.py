@@ -5,6 +5,7 @@ A new file must be entered in `LAYERS`: where it stands is a decision.
 
 import ast
 import dataclasses
+import importlib
 import pathlib
 import subprocess
 import sys
@@ -19,7 +20,7 @@ ROOT = pathlib.Path(haiku_state.__file__).parent
 
 # A module imports, when it is imported itself, only what stands before it.
 LAYERS = {
-  'words': '_extents _temporary_files _versions errors configurations export typing ids _plain_arrays',
+  'words': '_lazy _extents _temporary_files _versions errors configurations export typing _axes _sizes ids _plain_arrays',
   'trees': 'serialization struct core.frozen_dict traverse_util cursor',
   'arrays': 'jax_utils io traceback_util',
   'below the scope': """
@@ -82,18 +83,20 @@ ORDER = [name for names in LAYERS.values() for name in names.split()]
 # Looked up when they are used: these stand above the module that uses them.
 LAZY = {
   ('linen.module', 'linen.summary'),
-  ('typing', 'core.frozen_dict'),
 }
 
 # Types of files above, which only type checkers import: files in the wrong
 # order, or two concepts in one class.
 FOR_TYPES = {
+  ('typing', '_axes'),
+  ('typing', '_sizes'),
   ('typing', 'core.frozen_dict'),
 }
 
 # All that a package which stands apart may use of ours.
 APART = {
   'optim': {
+    '_lazy',
     'serialization',
     '_versions',
     'struct',
@@ -349,6 +352,84 @@ def test_optax_is_imported_with_the_optimizers_only():
     assert not hasattr(haiku_state, 'optimizers')
   """
   subprocess.run([sys.executable, '-c', textwrap.dedent(program)], check=True)
+
+
+def test_an_import_brings_what_every_program_needs():
+  """By count: what has to wait waits, and little is compiled meanwhile."""
+  program = """
+    import collections
+    import sys
+
+    import haiku
+
+    known = set(sys.modules)
+    calls = collections.Counter()
+    sys.setprofile(lambda frame, event, _: calls.update(
+        [frame.f_code.co_filename] if event == 'call' else []
+    ))
+    import haiku_state
+    from haiku_state import linen as nn
+    import haiku_state.linen as nn
+    sys.setprofile(None)
+    print(*sorted(set(sys.modules) - known))
+    print(calls['<string>'], sum(calls.values()))
+    assert nn.Dense and nn.linear and 'haiku_state.linen.linear' in sys.modules
+  """
+  run = [sys.executable, '-c', textwrap.dedent(program)]
+  printed = subprocess.run(run, check=True, capture_output=True, text=True)
+  names, counts = printed.stdout.splitlines()
+  loaded = {short(n) for n in names.split() if n.startswith('haiku_state')}
+  groups = ('words', 'trees', 'below the scope', 'scope', 'core', 'module')
+  needed = {name for group in groups for name in LAYERS[group].split()}
+  assert loaded <= needed - WAITS | {'haiku_state', 'linen', 'traceback_util'}
+  foreign = {name.split('.')[0] for name in names.split()}
+  assert not foreign & {'optax', 'msgpack', 'orbax', 'flax', 'chex', 'rich'}
+  # A method that a dataclass gets is such a text, and calls twice.
+  texts, calls = map(int, counts.split())
+  assert texts < 120, 'a class is made that could wait'
+  assert calls < 25_000
+
+
+# What is above a module, and is imported when it is first used.
+WAITS = {'_axes', '_sizes', 'traverse_util', 'cursor', 'jax_utils', 'io'}
+
+
+@pytest.mark.parametrize(
+  'name', ['haiku_state', 'core', 'linen', 'optim', 'typing']
+)
+def test_checkers_see_the_names_that_wait(name):
+  tree = ast.parse(MODULES[name].read_text())
+  (table,) = [
+    ast.literal_eval(node.args[1])
+    for node in ast.walk(tree)
+    if isinstance(node, ast.Call) and 'names_of' in ast.dump(node.func)
+  ]
+  is_package = MODULES[name].stem == '__init__'
+  waiting = {(home, n) for home in table for n in table[home].split()}
+  if is_package:
+    waiting |= {('', home) for home in table}
+  package = 'haiku_state' if not is_package else f'haiku_state.{name}'
+  package = package.replace('.haiku_state', '')
+  (checked,) = [n for n in tree.body if 'TYPE_CHECKING' in ast.dump(n)][1:]
+  assert isinstance(checked, ast.If)
+  seen = {
+    (node.module[len(package) + 1 :], alias.name)
+    for node in checked.body
+    if isinstance(node, ast.ImportFrom) and node.module
+    for alias in node.names
+  }
+  assert seen == waiting
+
+  module = importlib.import_module(
+    f'haiku_state.{name}'.replace('haiku_state.haiku_state', 'haiku_state')
+  )
+  names = {n for _, n in waiting}
+  assert names <= set(dir(module))
+  assert names <= set(module.__all__)
+  assert len(set(module.__all__)) == len(module.__all__)
+  for each in module.__all__:
+    assert hasattr(module, each), each
+  assert not hasattr(module, 'nothing_of_this_name')
 
 
 def test_one_file_knows_versions():

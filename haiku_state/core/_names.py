@@ -19,15 +19,18 @@ from typing import Any
 # collection of this name.
 HAIKU_COLLECTION = 'state'
 
+# Python compiles and keeps these patterns where they are first used: an import
+# of the package has no need of them.
+#
 # `_0x2d_` stands for `-`, `_0x_` for the empty name. `_0xr31_` is a name that is
 # no string but the number 1, by its repr: variables may be dicts with such keys.
 _LITERAL = '_0xr'
-_TOKEN = re.compile(r'_0x([0-9a-f]*)_')
+_TOKEN = r'_0x([0-9a-f]*)_'
 # A raw underscore that would begin a token is itself escaped. A parameter may
 # have any name in Haiku; the name of state tells its collection before a `:`.
-_UNSAFE_IN_MODULE = re.compile(r'[^A-Za-z0-9_]|_(?=0x)|^[0-9]')
-_UNSAFE_IN_PARAM = re.compile(r'_(?=0x)')
-_UNSAFE_IN_STATE = re.compile(r':|_(?=0x)')
+_UNSAFE_IN_MODULE = r'[^A-Za-z0-9_]|_(?=0x)|^[0-9]'
+_UNSAFE_IN_PARAM = r'_(?=0x)'
+_UNSAFE_IN_STATE = r':|_(?=0x)'
 
 # A name in Haiku's dictionaries that stands for none of ours is shown as it is
 # behind this. So each name there has one here and each here one there: a name
@@ -86,17 +89,17 @@ def _literal(text: str) -> Any:
   return ast.literal_eval(text)
 
 
-def _escape(name: Any, unsafe: re.Pattern[str]) -> str:
+def _escape(name: Any, unsafe: str) -> str:
   if not isinstance(name, str):
     return _escape_literal(name)
-  return unsafe.sub(_token, name) if name else '_0x_'
+  return re.sub(unsafe, _token, name) if name else '_0x_'
 
 
 def _escape_component(name: Any) -> str:
   # Haiku puts `~` before names that come from a constructor or a method.
   if isinstance(name, str) and name[:1] == '~':
     if len(name) == 1 or name[1] in _WORD_START:
-      return '~' + _UNSAFE_IN_MODULE.sub(_token, name[1:])
+      return '~' + re.sub(_UNSAFE_IN_MODULE, _token, name[1:])
   return _escape(name, _UNSAFE_IN_MODULE)
 
 
@@ -110,7 +113,7 @@ def _unescaped(text: str) -> Any:
   """Returns the name that an escaped text stands for, None if there is none."""
   try:
     if not text.startswith(_LITERAL):
-      return _TOKEN.sub(_untoken, text)
+      return re.sub(_TOKEN, _untoken, text)
     literal = bytes.fromhex(text[len(_LITERAL) : -1]).decode()
     name = _literal(literal)
     hash(name)
@@ -182,11 +185,12 @@ def _is_raw_key(text: str) -> bool:
   # Nothing in the mark is escaped, so it does not matter how often it is there,
   # unless what follows is a token for the whole name: an empty one, a number.
   return any(
-    _stands_for(x, _escape_param) is None for x in (text, _MARKS.sub('', text))
+    _stands_for(x, _escape_param) is None
+    for x in (text, re.sub(_MARKS, '', text))
   )
 
 
-_MARKS = re.compile(f'^(?:{RAW})+')
+_MARKS = f'^(?:{RAW})+'
 
 
 @functools.lru_cache(maxsize=65536)

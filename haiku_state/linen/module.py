@@ -166,9 +166,10 @@ class Module(ModuleBase, HaikuModule, metaclass=ModuleMeta):  # type: ignore
   def __init_subclass__(cls, kw_only: bool = False, **kwargs: Any) -> None:
     super().__init_subclass__(**kwargs)
     make_dataclass(cls, kw_only, _ParentType)
+    above = set(cls.__mro__).difference(Module.__mro__)
     cls._compact_name_scope_methods = tuple(
       name
-      for name in dir(cls)
+      for name in sorted(set().union(*map(vars, above)))
       if hasattr(getattr(cls, name, None), 'compact_name_scope')
     )
     cls._state = UNINITIALIZED

@@ -15,6 +15,9 @@ from typing import Any
 import jax
 
 from haiku_state import errors, struct
+from haiku_state._axes import In as ScanIn
+from haiku_state._axes import InOutAxis, InOutScanAxis
+from haiku_state._axes import Out as ScanOut
 from haiku_state.core import lift
 from haiku_state.core.filters import CollectionFilter as CollectionFilter
 from haiku_state.core.filters import PRNGSequenceFilter as PRNGSequenceFilter
@@ -41,14 +44,11 @@ from haiku_state.linen.spmd import (
 from haiku_state.traverse_util import flatten_dict, unflatten_dict
 from haiku_state.typing import Array as Array
 from haiku_state.typing import ArrayPytree as ArrayPytree
-from haiku_state.typing import In as ScanIn
-from haiku_state.typing import InOutAxis, InOutScanAxis
 from haiku_state.typing import LogicalPartitionSpec as LogicalPartitionSpec
 from haiku_state.typing import (
   LogicalPartitionSpecPytree as LogicalPartitionSpecPytree,
 )
 from haiku_state.typing import LogicalRules as LogicalRules
-from haiku_state.typing import Out as ScanOut
 from haiku_state.typing import PartitionSpecPytree as PartitionSpecPytree
 
 # Flax has these names for what is defined elsewhere.

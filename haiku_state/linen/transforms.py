@@ -14,6 +14,7 @@ from typing import Any, TypeVar, cast
 import jax
 
 from haiku_state import traceback_util
+from haiku_state._axes import InOutAxis, InOutScanAxis
 from haiku_state.core import lift, meta
 from haiku_state.core.filters import CollectionFilter, PRNGSequenceFilter
 from haiku_state.core.frozen_dict import FrozenDict
@@ -21,7 +22,6 @@ from haiku_state.linen._module import lifting
 from haiku_state.linen._module.context import named_call_enabled
 from haiku_state.linen._module.methods import function_name, profile_name
 from haiku_state.linen.module import Module
-from haiku_state.typing import InOutAxis, InOutScanAxis
 
 traceback_util.register_exclusion(__file__)
 

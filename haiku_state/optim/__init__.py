@@ -18,56 +18,60 @@ expression of optax; `docs/flax_optim.md` says how exactly they agree.
 See https://github.com/google/flax/tree/v0.5.3/flax/optim.
 """
 
-from haiku_state.optim import adabelief as adabelief
-from haiku_state.optim import adadelta as adadelta
-from haiku_state.optim import adafactor as adafactor
-from haiku_state.optim import adagrad as adagrad
-from haiku_state.optim import adam as adam
-from haiku_state.optim import base as base
-from haiku_state.optim import dynamic_scale as dynamic_scale
-from haiku_state.optim import lamb as lamb
-from haiku_state.optim import lars as lars
-from haiku_state.optim import momentum as momentum
-from haiku_state.optim import rmsprop as rmsprop
-from haiku_state.optim import sgd as sgd
-from haiku_state.optim import weight_norm as weight_norm
-from haiku_state.optim.adabelief import AdaBelief
-from haiku_state.optim.adadelta import Adadelta
-from haiku_state.optim.adafactor import Adafactor
-from haiku_state.optim.adagrad import Adagrad
-from haiku_state.optim.adam import Adam
-from haiku_state.optim.base import (
-  ModelParamTraversal,
-  MultiOptimizer,
-  Optimizer,
-  OptimizerDef,
-  OptimizerState,
-)
-from haiku_state.optim.dynamic_scale import DynamicScale
-from haiku_state.optim.lamb import LAMB
-from haiku_state.optim.lars import LARS
-from haiku_state.optim.momentum import Momentum
-from haiku_state.optim.rmsprop import RMSProp
-from haiku_state.optim.sgd import GradientDescent
-from haiku_state.optim.weight_norm import WeightNorm
+from typing import TYPE_CHECKING
 
-__all__ = [
-  'LAMB',
-  'LARS',
-  'AdaBelief',
-  'Adadelta',
-  'Adafactor',
-  'Adagrad',
-  'Adam',
-  'DynamicScale',
-  'GradientDescent',
-  'ModelParamTraversal',
-  'Momentum',
-  'MultiOptimizer',
-  'Optimizer',
-  'OptimizerDef',
-  'OptimizerState',
-  'RMSProp',
-  'WeightNorm',
-  'dynamic_scale',
-]
+from haiku_state import _lazy
+
+if TYPE_CHECKING:
+  from haiku_state.optim import adabelief as adabelief
+  from haiku_state.optim import adadelta as adadelta
+  from haiku_state.optim import adafactor as adafactor
+  from haiku_state.optim import adagrad as adagrad
+  from haiku_state.optim import adam as adam
+  from haiku_state.optim import base as base
+  from haiku_state.optim import dynamic_scale as dynamic_scale
+  from haiku_state.optim import lamb as lamb
+  from haiku_state.optim import lars as lars
+  from haiku_state.optim import momentum as momentum
+  from haiku_state.optim import rmsprop as rmsprop
+  from haiku_state.optim import sgd as sgd
+  from haiku_state.optim import weight_norm as weight_norm
+  from haiku_state.optim.adabelief import AdaBelief as AdaBelief
+  from haiku_state.optim.adadelta import Adadelta as Adadelta
+  from haiku_state.optim.adafactor import Adafactor as Adafactor
+  from haiku_state.optim.adagrad import Adagrad as Adagrad
+  from haiku_state.optim.adam import Adam as Adam
+  from haiku_state.optim.base import ModelParamTraversal as ModelParamTraversal
+  from haiku_state.optim.base import MultiOptimizer as MultiOptimizer
+  from haiku_state.optim.base import Optimizer as Optimizer
+  from haiku_state.optim.base import OptimizerDef as OptimizerDef
+  from haiku_state.optim.base import OptimizerState as OptimizerState
+  from haiku_state.optim.dynamic_scale import DynamicScale as DynamicScale
+  from haiku_state.optim.lamb import LAMB as LAMB
+  from haiku_state.optim.lars import LARS as LARS
+  from haiku_state.optim.momentum import Momentum as Momentum
+  from haiku_state.optim.rmsprop import RMSProp as RMSProp
+  from haiku_state.optim.sgd import GradientDescent as GradientDescent
+  from haiku_state.optim.weight_norm import WeightNorm as WeightNorm
+else:
+  __getattr__, __dir__, __all__ = _lazy.names_of(
+    __name__,
+    {
+      'adabelief': 'AdaBelief',
+      'adadelta': 'Adadelta',
+      'adafactor': 'Adafactor',
+      'adagrad': 'Adagrad',
+      'adam': 'Adam',
+      'base': """
+        ModelParamTraversal MultiOptimizer Optimizer OptimizerDef
+        OptimizerState
+      """,
+      'dynamic_scale': 'DynamicScale',
+      'lamb': 'LAMB',
+      'lars': 'LARS',
+      'momentum': 'Momentum',
+      'rmsprop': 'RMSProp',
+      'sgd': 'GradientDescent',
+      'weight_norm': 'WeightNorm',
+    },
+  )

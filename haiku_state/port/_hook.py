@@ -53,7 +53,9 @@ class _Package(types.ModuleType):
     own = vars(self)
     own.update({k: v for k, v in vars(ours).items() if not k.startswith('_')})
     own.update(__file__=ours.__file__, __version__=_names.VERSION)
-    own.update(__getattr__=vars(ours)['__getattr__'], _ours=ours)
+    for name in ('__all__', '__dir__', '__getattr__'):
+      own[name] = vars(ours)[name]
+    own['_ours'] = ours
 
   def __setattr__(self, name: str, value: object) -> None:
     super().__setattr__(name, value)
@@ -222,12 +224,13 @@ def install(old_jax: bool = True) -> None:
     _old_jax.install()
   if current() is not None:
     return
+  # It brings Haiku, which itself looks for Flax when it is imported.
+  importlib.import_module(f'{OURS}.linen')
   finder = _Finder()
   finder.hidden = loaded()
   sys.meta_path.insert(0, finder)
   # From here on `uninstall` brings them back, whatever happens.
   _unload()
-  importlib.import_module(OURS)
 
 
 def uninstall() -> None:

@@ -1,7 +1,9 @@
 """The import hook: Flax's module names give this package's modules."""
 
 import importlib
+import subprocess
 import sys
+import textwrap
 
 import pytest
 
@@ -85,7 +87,8 @@ def test_flax_itself_has_what_this_package_has(monkeypatch):
   flax = names['flax']
   public = {n for n in dir(haiku_state) if not n.startswith('_')}
   assert all(getattr(flax, n) is getattr(haiku_state, n) for n in public)
-  assert public - {'optim'} <= set(names)
+  assert public <= set(dir(flax))
+  assert set(haiku_state.__all__) <= set(names)
   assert flax.__name__ == 'flax' and flax.__file__ == haiku_state.__file__
   # What a program sets, all of this package sees.
   monkeypatch.setattr(haiku_state, 'config', haiku_state.config)
@@ -94,6 +97,19 @@ def test_flax_itself_has_what_this_package_has(monkeypatch):
   flax.mine = 1
   del flax.mine
   assert not hasattr(haiku_state, 'mine')
+
+
+def test_can_be_the_first_that_is_imported():
+  # Haiku looks for Flax when it is imported: it must not find half of this.
+  program = """
+    from haiku_state import port
+    port.install()
+    import flax.linen as nn
+    import haiku_state.linen
+    assert nn is haiku_state.linen and nn.LSTMCell
+  """
+  run = [sys.executable, '-c', textwrap.dedent(program)]
+  subprocess.run(run, check=True)
 
 
 def test_nests():

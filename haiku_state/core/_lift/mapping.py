@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from haiku_state import _versions
+from haiku_state._axes import In, InOutAxis, InOutScanAxis, Out
 from haiku_state.core import axes_scan, meta
 from haiku_state.core._lift.autodiff import checkpoint
 from haiku_state.core._lift.packing import Pack, lifted, unzip
@@ -19,7 +20,6 @@ from haiku_state.core.filters import (
   intersect_filters,
   is_filter_empty,
 )
-from haiku_state.typing import In, InOutAxis, InOutScanAxis, Out
 
 
 def split_axes(

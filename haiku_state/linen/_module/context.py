@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from haiku_state._extents import Extent, Extents, restored
 from haiku_state.configurations import config
@@ -116,8 +116,7 @@ Interceptor = Callable[
 ]
 
 
-@dataclasses.dataclass
-class CallInfo:
+class CallInfo(NamedTuple):
   """One call of a method, as `tabulate` shows it.
 
   Attributes:

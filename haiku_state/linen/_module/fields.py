@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import operator
 import weakref
 from collections.abc import Callable
 from typing import Any, Union
@@ -103,19 +104,13 @@ def make_dataclass(cls: Any, kw_only: bool, parent_type: Any) -> None:
       kw_only_dataclasses.field(default=None, kw_only=True),
     ),
   ]
-  options: dict[str, Any] = {
-    'unsafe_hash': '__hash__' not in cls.__dict__,
-    'repr': False,
-  }
+  options: dict[str, Any] = {'eq': False, 'repr': False}
   if kw_only:
     options['kw_only'] = True
-  has_own_eq = '__eq__' in cls.__dict__
   kw_only_dataclasses.dataclass(cls, extra_fields=place, **options)
   if not kw_only and '__match_args__' in cls.__dict__:
     cls.__match_args__ = tuple(shown_fields(cls))
-  cls.__hash__ = _checked_hash(cls.__hash__)
-  if not has_own_eq:
-    cls.__eq__ = _with_identity(cls.__eq__)
+  _add_comparison(cls)
   cls.parent = ParentField()
   cls._field_names = tuple(
     f.name for f in dataclasses.fields(cls) if f.init and f.name not in PLACE
@@ -189,16 +184,24 @@ def is_haikus(module: Any) -> bool:
   return GIVEN_NAME in module.__dict__
 
 
-def _with_identity(eq: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-  """Returns an `__eq__` by which a module of Haiku's run is equal to itself."""
+def _add_comparison(cls: Any) -> None:
+  """Adds `==` and `hash` by fields, where the class has none of its own.
 
-  @functools.wraps(eq)
-  def wrapped(self, other):
-    if self is other:
-      return True
-    return False if is_haikus(self) else eq(self, other)
-
-  return wrapped
+  Those that dataclasses write are compiled anew for each class, which is most
+  of what it takes to make one.
+  """
+  fields = dataclasses.fields(cls)
+  cls._compared = operator.attrgetter(*(f.name for f in fields if f.compare))
+  cls._hashed = operator.attrgetter(
+    *(f.name for f in fields if (f.compare if f.hash is None else f.hash))
+  )
+  own = vars(cls)
+  if '__hash__' not in own:  # Python puts None there beside an `__eq__`.
+    cls.__hash__ = _ByFields.__hash__
+  else:
+    cls.__hash__ = _checked_hash(cls.__hash__)
+  if '__eq__' not in own:
+    cls.__eq__ = _ByFields.__eq__
 
 
 def _checked_hash(hash_fn: Callable[[Any], int]) -> Callable[[Any], int]:
@@ -219,3 +222,20 @@ def _checked_hash(hash_fn: Callable[[Any], int]) -> Callable[[Any], int]:
       ) from e
 
   return wrapped
+
+
+class _ByFields:
+  """How modules compare; a module of Haiku's run is equal to itself only."""
+
+  def __eq__(self: Any, other: Any) -> Any:
+    if self is other:
+      return True
+    if is_haikus(self):
+      return False
+    if other.__class__ is not self.__class__:
+      return NotImplemented
+    return self._compared(self) == self._compared(other)
+
+  @_checked_hash
+  def __hash__(self: Any) -> int:
+    return hash(self._hashed(self))

@@ -18,7 +18,7 @@ from haiku_state.linen._module.base import ModuleBase
 from haiku_state.linen._module.context import context
 
 # Haiku's rule from `MyModule` to `my_module`.
-_WORD_BEGINS = re.compile(r'((?<=[a-z0-9])[A-Z]|(?!^)[A-Z](?=[a-z]))')
+_WORD_BEGINS = r'((?<=[a-z0-9])[A-Z]|(?!^)[A-Z](?=[a-z]))'
 
 
 def haiku_name(module: ModuleBase) -> str:
@@ -27,7 +27,7 @@ def haiku_name(module: ModuleBase) -> str:
     # At the top Flax takes any name: it is on no path.
     return _names.escape_module(str(module.name))
   name = type(module).__name__
-  return _names.escape_module(_WORD_BEGINS.sub(r'_\1', name).lower())
+  return _names.escape_module(re.sub(_WORD_BEGINS, r'_\1', name).lower())
 
 
 def called_by_haiku() -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from haiku_state import serialization, traverse_util
+from haiku_state import serialization
 from haiku_state.core.frozen_dict import FrozenDict
 from haiku_state.linen._module.base import ModuleBase
 
@@ -74,6 +74,8 @@ def map_leaves(fn: Callable[[str, Any], Any], tree: Any) -> Any:
   nested = serialization.to_state_dict(tree)
   if not isinstance(nested, dict) or not nested:
     return fn('', tree)
+  from haiku_state import traverse_util  # Few programs come here.
+
   flat = traverse_util.flatten_dict(nested, keep_empty_nodes=True)
   new = {path: fn(_suffix(path), leaf) for path, leaf in _in_order(flat)}
   return serialization.from_state_dict(tree, traverse_util.unflatten_dict(new))
@@ -84,6 +86,8 @@ def suffixed_leaves(tree: Any) -> list[tuple[str, Any]]:
   nested = serialization.to_state_dict(tree)
   if not isinstance(nested, dict) or not nested:
     return [('', tree)]
+  from haiku_state import traverse_util
+
   flat = traverse_util.flatten_dict(nested)
   return [(_suffix(path), leaf) for path, leaf in _in_order(flat)]
 
