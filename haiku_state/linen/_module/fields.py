@@ -191,10 +191,10 @@ def _add_comparison(cls: Any) -> None:
   of what it takes to make one.
   """
   fields = dataclasses.fields(cls)
-  cls._compared = operator.attrgetter(*(f.name for f in fields if f.compare))
-  cls._hashed = operator.attrgetter(
-    *(f.name for f in fields if (f.compare if f.hash is None else f.hash))
-  )
+  compared = (f.name for f in fields if f.compare)
+  hashed = (f.name for f in fields if (f.compare if f.hash is None else f.hash))
+  # In a tuple, so that nobody takes them for methods.
+  cls._by_fields = operator.attrgetter(*compared), operator.attrgetter(*hashed)
   own = vars(cls)
   if '__hash__' not in own:  # Python puts None there beside an `__eq__`.
     cls.__hash__ = _ByFields.__hash__
@@ -234,8 +234,10 @@ class _ByFields:
       return False
     if other.__class__ is not self.__class__:
       return NotImplemented
-    return self._compared(self) == self._compared(other)
+    compared, _ = self._by_fields
+    return compared(self) == compared(other)
 
   @_checked_hash
   def __hash__(self: Any) -> int:
-    return hash(self._hashed(self))
+    _, hashed = self._by_fields
+    return hash(hashed(self))
