@@ -225,8 +225,18 @@ LIFTED: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
 }
 
 
-# These make no variables, so that `init` does without them.
-PLAIN_AT_FIRST = ('cond', 'switch', 'jvp')
+def _plain(f: Callable[..., Any], p: Any, x: jax.Array) -> jax.Array:
+  return f(p, x)
+
+
+# What `init` does in their place: the first three make no variables, and no
+# variable has a gradient where it is made.
+FIRST: dict[str, Callable[..., Any]] = {
+  'cond': _plain,
+  'switch': _plain,
+  'jvp': _plain,
+  'vjp': lambda f, p, x: jax.vjp(lambda x: f(p, x), x)[1](x),
+}
 
 
 def _doubled(tree: Any) -> Any:
@@ -257,7 +267,7 @@ def lifted(name: str) -> Workload:
       @nn.compact
       def __call__(self, x):
         m = mlp(name='mlp')
-        if name in PLAIN_AT_FIRST and self.is_initializing():
+        if FIRST.get(name) is _plain and self.is_initializing():
           return m(x)
         return by_linen(nn, m, x)
 
@@ -273,8 +283,9 @@ def lifted(name: str) -> Workload:
       return by_jax(_mlp, variables['params'][at], x), {}
 
     def first(variables, x):
-      return _mlp(variables['params'][at], x)
+      by = FIRST.get(name, by_jax)
+      return by(_mlp, variables['params'][at], x)
 
-    return pure_program(make, apply, first if name in PLAIN_AT_FIRST else None)
+    return pure_program(make, apply, first)
 
   return Workload((jnp.ones((4, WIDTH)),), linen, pure=pure)

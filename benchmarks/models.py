@@ -27,8 +27,8 @@ from benchmarks.forms import (
 )
 
 
-def lstm() -> Workload:
-  """An LSTM over 20 steps."""
+def lstm(by: str = 'RNN') -> Workload:
+  """An LSTM over 20 steps, by `nn.RNN` or by `nn.scan`."""
   x = jnp.ones((2, 20, WIDTH))
 
   def haiku_fn(x):
@@ -39,10 +39,29 @@ def lstm() -> Workload:
 
   return Workload(
     (x,),
-    lambda nn: linen_program(nn.RNN(nn.LSTMCell(WIDTH))),
+    lambda nn: linen_program(
+      nn.RNN(nn.LSTMCell(WIDTH)) if by == 'RNN' else _lstm_scanned(nn)
+    ),
     lambda: haiku_program(haiku_fn),
-    _lstm_pure,
+    lambda: _lstm_pure('cell' if by == 'RNN' else 'ScanLSTMCell_0'),
   )
+
+
+def _lstm_scanned(nn: Any) -> Any:
+  class Scanned(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      cell = nn.scan(
+        nn.LSTMCell,
+        variable_broadcast='params',
+        split_rngs={'params': False},
+        in_axes=1,
+        out_axes=1,
+      )(WIDTH)
+      carry = cell.initialize_carry(jax.random.key(0), (x.shape[0], WIDTH))
+      return cell(carry, x)[1]
+
+  return Scanned()
 
 
 ORTHOGONAL = jax.nn.initializers.orthogonal()
@@ -50,7 +69,7 @@ SIGMOID, TANH = jax.nn.sigmoid, jnp.tanh
 GATES = {'i': SIGMOID, 'f': SIGMOID, 'g': TANH, 'o': SIGMOID}
 
 
-def _lstm_pure() -> Program:
+def _lstm_pure(at: str) -> Program:
   def make(keys):
     cell = {}
     for gate in GATES:
@@ -58,10 +77,10 @@ def _lstm_pure() -> Program:
       cell[f'i{gate}'] = {'kernel': kernel}
       kernel = ORTHOGONAL(next(keys), (WIDTH, WIDTH))
       cell[f'h{gate}'] = {'kernel': kernel, 'bias': jnp.zeros(WIDTH)}
-    return {'params': {'cell': cell}}
+    return {'params': {at: cell}}
 
   def apply(variables, x):
-    cell = variables['params']['cell']
+    cell = variables['params'][at]
 
     def step(carry, x):
       c, h = carry

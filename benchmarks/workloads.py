@@ -387,6 +387,7 @@ WORKLOADS: dict[str, Callable[[], Workload]] = {
   'ensemble of 10 by vmap': lambda: ensemble(10),
   **{f'MLP in {name}': functools.partial(lifted, name) for name in LIFTED},
   'LSTM by nn.RNN': lstm,
+  'LSTM by nn.scan': lambda: lstm('scan'),
   'transformer, 12 layers': transformer,
   'ResNet-50': resnet50,
 }
