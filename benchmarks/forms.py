@@ -6,8 +6,9 @@ A `Program` is a pair of functions, `init(key, *inputs)` and
 
 from __future__ import annotations
 
+import importlib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import haiku as hk
@@ -42,6 +43,35 @@ class Workload(NamedTuple):
   linen: Callable[[Any], Program]
   haiku: Callable[[], Program] | None = None
   pure: Callable[[], Program] | None = None
+
+
+ORACLE, PURE = 'flax.linen', 'pure JAX'
+LIBRARIES = ('haiku_state', ORACLE, PURE, 'Haiku')
+
+
+def programs(
+  workload: Workload, libraries: Sequence[str] = LIBRARIES
+) -> dict[str, Program]:
+  """Returns the forms of a workload by library, those that are there."""
+  return {
+    library: program
+    for library in libraries
+    if (program := _program(workload, library)) is not None
+  }
+
+
+def _program(workload: Workload, library: str) -> Program | None:
+  if library == PURE:
+    return workload.pure and workload.pure()
+  if library == 'Haiku':
+    return workload.haiku and workload.haiku()
+  try:
+    linen = importlib.import_module(
+      {'haiku_state': 'haiku_state.linen'}.get(library, library)
+    )
+  except ImportError:
+    return None
+  return workload.linen(linen)
 
 
 def linen_program(module: Any, mutable: tuple[str, ...] = ()) -> Program:
