@@ -25,29 +25,22 @@ STRIDE = 7
 FEWEST_ROUNDS = 3
 
 
-class Clocks:
-  """What is read before and after, by what is timed.
-
-  Other programs on the machine matter less to the CPU's time than to the
-  clock's, which a compiled step needs as it is: there it is what a user waits
-  for.
-  """
-
-  python = staticmethod(time.thread_time)
-  threads = staticmethod(time.process_time)
-  wall = staticmethod(time.perf_counter)
+# What is read before and after. Other programs on the machine matter less to the
+# CPU's time, of the one thread where only Python works, than to the clock's, which
+# is that of a compiled step: it is what a user waits for.
+PYTHON, CPU, WALL = time.thread_time, time.process_time, time.perf_counter
 
 
 def timer(
   fn: Callable[[], Any],
-  clock: Callable[[], float] = Clocks.python,
+  clock: Callable[[], float] = PYTHON,
   repeats: int = 1,
 ) -> Timer:
   """Returns a timer of a function, which is called once to warm up.
 
   Args:
     fn: what to time.
-    clock: one of `Clocks`.
+    clock: `PYTHON`, `CPU` or `WALL`.
     repeats: how often it is called for one time, the least of which is taken:
       the first call after another library's is slow.
   """
