@@ -5,7 +5,7 @@
     python -m benchmarks.run all --against ../another_tree
 
 NAME chooses what is measured by a part of its name; without one, that is a few
-workloads, and `all` is everything. The libraries take turns, so that a busy
+workloads, and `all` is everything but more sizes of the same. The libraries take turns, so that a busy
 machine slows all of them; what counts are the ratios: of haiku_state's time to
 another's in the same round, the median of the rounds, and the spread, which is
 half of the distance between the quartiles.

@@ -7,14 +7,15 @@ from collections.abc import Callable, Sequence
 from benchmarks import containers, fresh, tasks
 from benchmarks.forms import LIBRARIES, programs
 from benchmarks.timing import Timer
-from benchmarks.workloads import WORKLOADS
+from benchmarks.workloads import OTHER_SIZES, WORKLOADS
 
 # What is measured once, not for each model.
 AROUND: dict[str, Callable[..., dict[str, dict[str, Timer]]]] = {
   'containers of 1000 leaves': containers.timers,
   'import': fresh.timers,
 }
-SUBJECTS = (*WORKLOADS, *AROUND)
+ALL = (*WORKLOADS, *AROUND)
+_MODELS = {**WORKLOADS, **OTHER_SIZES}
 
 
 def timers(
@@ -23,7 +24,7 @@ def timers(
   """Returns timers by what they time, and by library."""
   if name in AROUND:
     return AROUND[name](libraries)
-  workload = WORKLOADS[name]()
+  workload = _MODELS[name]()
   found: dict[str, dict[str, Timer]] = {}
   for library, program in programs(workload, libraries).items():
     for task, timed in tasks.timers(program, workload.inputs).items():
@@ -35,7 +36,7 @@ def lowered(name: str, libraries: Sequence[str] = LIBRARIES) -> dict[str, str]:
   """Returns the lowered step of a workload by library."""
   if name in AROUND:
     return {}
-  workload = WORKLOADS[name]()
+  workload = _MODELS[name]()
   return {
     library: tasks.lowered(program, workload.inputs)
     for library, program in programs(workload, libraries).items()
@@ -43,9 +44,12 @@ def lowered(name: str, libraries: Sequence[str] = LIBRARIES) -> dict[str, str]:
 
 
 def chosen(parts: Sequence[str]) -> list[str]:
-  """Returns the names in which one of the parts is, or all for `all`."""
+  """Returns the names in which one of the parts is.
+
+  `all` is all of them but workloads that differ in their size alone.
+  """
   return [
     name
-    for name in SUBJECTS
-    if 'all' in parts or any(part in name for part in parts)
+    for name in (*_MODELS, *AROUND)
+    if ('all' in parts and name in ALL) or any(part in name for part in parts)
   ]

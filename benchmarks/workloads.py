@@ -365,24 +365,15 @@ WORKLOADS: dict[str, Callable[[], Workload]] = {
   'vmapped BatchNorm MLP': vmapped,
   '20 x (Dense, BatchNorm)': lambda: deep(20),
   '100 x (Dense, BatchNorm)': lambda: deep(100),
-  '300 x (Dense, BatchNorm)': lambda: deep(300),
   '100 x Dense': lambda: deep(100, norm=False),
   '100 x Dense in setup': lambda: setup_style(100),
+  '100 x Dense by bind': lambda: bound(100),
   'one Dense called 100 x': lambda: shared(100),
   '200 modules, 1 parameter each': lambda: many_modules(200),
-  **{
-    f'nested {n} deep': functools.partial(nested, n) for n in (1, 10, 100, 200)
-  },
-  **{
-    f'1 module, {n} parameters': functools.partial(many_params, n)
-    for n in (1, 10, 100, 1000)
-  },
-  '1 module, 100 variables': lambda: many_variables(100),
+  'nested 100 deep': lambda: nested(100),
+  '1 module, 1000 parameters': lambda: many_params(1000),
   '1 module, 1000 variables': lambda: many_variables(1000),
-  '100 x Dense by bind': lambda: bound(100),
-  '50 remat blocks': lambda: remat(50),
   '200 remat blocks': lambda: remat(200),
-  'scan over 10 layers': lambda: scan_layers(10),
   'scan over 100 layers': lambda: scan_layers(100),
   'ensemble of 10 by vmap': lambda: ensemble(10),
   **{f'MLP in {name}': functools.partial(lifted, name) for name in LIFTED},
@@ -390,4 +381,17 @@ WORKLOADS: dict[str, Callable[[], Workload]] = {
   'LSTM by nn.scan': lambda: lstm('scan'),
   'transformer, 12 layers': transformer,
   'ResNet-50': resnet50,
+}
+
+# The same in other sizes, to see how cost grows.
+OTHER_SIZES: dict[str, Callable[[], Workload]] = {
+  '300 x (Dense, BatchNorm)': lambda: deep(300),
+  **{f'nested {n} deep': functools.partial(nested, n) for n in (1, 10, 200)},
+  **{
+    f'1 module, {n} parameters': functools.partial(many_params, n)
+    for n in (1, 10, 100)
+  },
+  '1 module, 100 variables': lambda: many_variables(100),
+  '50 remat blocks': lambda: remat(50),
+  'scan over 10 layers': lambda: scan_layers(10),
 }

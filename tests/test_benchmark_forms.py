@@ -65,7 +65,8 @@ def workload(benchmarks, name, monkeypatch):
 
 
 def test_none_is_left_out(benchmarks):
-  for name, make in benchmarks.workloads.WORKLOADS.items():
+  workloads = benchmarks.workloads
+  for name, make in (workloads.WORKLOADS | workloads.OTHER_SIZES).items():
     assert make().pure is not None, name
   assert set(benchmarks.lifted.LIFTED) < set(SMALL)
 

@@ -63,6 +63,18 @@ def test_a_ratio_is_the_median_of_those_of_the_rounds(benchmarks):
   assert str(benchmarks.timing.ratio(mine, [1.0] * 5)) == '3.00 ± 1.00'
 
 
+def test_all_are_those_of_one_size(benchmarks):
+  chosen = benchmarks.subjects.chosen
+  assert chosen(['all']) == list(benchmarks.subjects.ALL)
+  assert chosen(['nested 1']) == [
+    'nested 100 deep',
+    'nested 1 deep',
+    'nested 10 deep',
+  ]
+  assert chosen(['import']) == ['import']
+  assert chosen(['none of them']) == []
+
+
 @pytest.fixture
 def results(benchmarks):
   table, ratio = benchmarks.table, benchmarks.timing.Ratio(0.5, 0.01)
