@@ -5,10 +5,10 @@
     python -m benchmarks.run all --against ../another_tree
 
 NAME chooses what is measured by a part of its name; without one, that is a few
-workloads, and `all` is everything but more sizes of the same. The libraries take turns, so that a busy
-machine slows all of them; what counts are the ratios: of haiku_state's time to
-another's in the same round, the median of the rounds, and the spread, which is
-half of the distance between the quartiles.
+workloads, and `all` is everything but more sizes of the same. The libraries take
+turns, so that a busy machine slows all of them; what counts are the ratios: of
+haiku_state's time to another's in the same round, the median of the rounds, and
+the spread, which is half of the distance between the quartiles.
 
 With `--against`, the ratios are of this tree's haiku_state to that of another
 source tree, each in a process of its own.
