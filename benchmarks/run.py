@@ -67,7 +67,7 @@ def measured(
 
 def print_row(name: str, task: str, mine: str, others: dict[str, str]) -> None:
   cells = ''.join(f'  {lib}: {cell:11}' for lib, cell in others.items())
-  print(f'{name:30} {task:21} {mine:>12}{cells}', flush=True)
+  print(f'{name:30} {task:23} {mine:>12}{cells}', flush=True)
 
 
 def beside_others(
