@@ -230,7 +230,7 @@ def step(model: str, library: str, short: bool) -> dict[str, float]:
     `compile` in s, `step` in ms, and `peak` in MiB, where the device tells.
   """
   from benchmarks import models
-  from benchmarks.run import programs
+  from benchmarks.forms import programs
 
   sizes = {} if short else dict(SIZES[model])
   shape = sizes.pop('inputs', None)
@@ -239,7 +239,7 @@ def step(model: str, library: str, short: bool) -> dict[str, float]:
   workload = getattr(models, model)()
   if shape:
     workload = workload._replace(inputs=(jnp.ones(shape),))
-  program = programs(workload)[library]
+  program = programs(workload, [library])[library]
 
   def train_step(variables, *inputs):
     def loss(variables):

@@ -1,29 +1,45 @@
-"""Prints what containers cost that go in and out of jitted functions.
-
-    python -m benchmarks.containers [--leaves N] [--rounds N]
+"""What containers cost that go in and out of jitted functions.
 
 A jitted step flattens its arguments and builds its results anew at each call.
 Timed are the dispatch of a step over an `optim.Optimizer`, beside Flax's
-`TrainState` and plain optax on dicts, and flattening and unflattening a
-FrozenDict beside a dict. The forms take turns; medians are printed.
+`TrainState` and plain optax on dicts, and flattening and unflattening what such
+a step takes, and a FrozenDict beside a dict.
 """
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable
-from typing import Any
+import functools
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from benchmarks.run import DEPTHS, measure
-from haiku_state import optim
-from haiku_state.core import freeze
+from benchmarks.forms import LIBRARIES, ORACLE, PURE
+from benchmarks.timing import Timer, timer
+
+LEAVES = 1000
 
 
-def tree(leaves: int) -> dict[str, Any]:
+class Containers(NamedTuple):
+  """The containers of one library.
+
+  Attributes:
+    variables: the parameters of a model.
+    state: what a step of training keeps.
+    grads: gradients of the parameters in it.
+    step: takes both, and returns the next state.
+  """
+
+  variables: Any
+  state: Any
+  grads: Any
+  step: Callable[[Any, Any], Any]
+
+
+def parameters(leaves: int) -> dict[str, Any]:
   """Returns parameters of many small layers."""
   return {
     f'layer_{i}': {'bias': jnp.zeros(()), 'kernel': jnp.zeros(())}
@@ -31,55 +47,80 @@ def tree(leaves: int) -> dict[str, Any]:
   }
 
 
-def steps(params: dict[str, Any]) -> dict[str, Callable[[], Any]]:
-  """Returns compiled steps of gradient descent that do nothing but dispatch."""
-  grads = jax.tree.map(jnp.zeros_like, params)
-  optimizer = optim.GradientDescent(0.1).create(freeze(params))
-  apply_ours = jax.jit(lambda o, g: o.apply_gradient(g))
-  found = {'optim.Optimizer': lambda: apply_ours(optimizer, grads)}
+def _of_haiku_state(params: Any) -> Containers:
+  optim = importlib.import_module('haiku_state.optim')
+  frozen = importlib.import_module('haiku_state.core').freeze(params)
+  return Containers(
+    frozen,
+    optim.GradientDescent(0.1).create(frozen),
+    frozen,
+    lambda optimizer, grads: optimizer.apply_gradient(grads),
+  )
 
-  tx = optax.sgd(0.1)
-  opt_state = tx.init(params)
 
-  @jax.jit
-  def apply_optax(params, opt_state, grads):
-    updates, opt_state = tx.update(grads, opt_state, params)
+def _of_flax(params: Any) -> Containers:
+  freeze = importlib.import_module('flax.core').freeze
+  train_state = importlib.import_module('flax.training.train_state')
+  state = train_state.TrainState.create(
+    apply_fn=None, params=params, tx=optax.sgd(0.1)
+  )
+  return Containers(
+    freeze(params),
+    state,
+    params,
+    lambda state, grads: state.apply_gradients(grads=grads),
+  )
+
+
+def _of_optax(params: Any) -> Containers:
+  transformation = optax.sgd(0.1)
+
+  def step(state, grads):
+    params, opt_state = state
+    updates, opt_state = transformation.update(grads, opt_state, params)
     return optax.apply_updates(params, updates), opt_state
 
-  found['optax on dicts'] = lambda: apply_optax(params, opt_state, grads)
-  try:
-    from flax.training.train_state import TrainState
-  except ImportError:
-    return found
-  state = TrainState.create(apply_fn=None, params=params, tx=tx)
-  apply_flax = jax.jit(lambda s, g: s.apply_gradients(grads=g))
-  found["Flax's TrainState"] = lambda: apply_flax(state, grads)
+  state = (params, transformation.init(params))
+  return Containers(params, state, params, step)
+
+
+MAKERS = {'haiku_state': _of_haiku_state, ORACLE: _of_flax, PURE: _of_optax}
+
+
+def timers(
+  libraries: Sequence[str] = LIBRARIES, leaves: int = LEAVES
+) -> dict[str, dict[str, Timer]]:
+  """Returns timers by what they time, and by library."""
+  params = parameters(leaves)
+  found: dict[str, dict[str, Timer]] = {}
+  for library, make in MAKERS.items():
+    if library not in libraries:
+      continue
+    try:
+      containers = make(params)
+    except ImportError:
+      continue
+    for task, fn in _tasks(containers).items():
+      found.setdefault(task, {})[library] = fn
   return found
 
 
-def flattening(params: dict[str, Any]) -> dict[str, Callable[[], Any]]:
-  """Returns flattening and unflattening of either kind of dict."""
-  frozen = freeze(params)
-  leaves, frozen_def = jax.tree.flatten(frozen)
-  dict_def = jax.tree.structure(params)
+def _tasks(containers: Containers) -> dict[str, Timer]:
+  variables, state, grads, step = containers
+  jitted = jax.jit(step)
+  python = functools.partial(timer, repeats=5)
   return {
-    'flatten FrozenDict': lambda: jax.tree.flatten(frozen),
-    'flatten dict': lambda: jax.tree.flatten(params),
-    'unflatten FrozenDict': lambda: jax.tree.unflatten(frozen_def, leaves),
-    'unflatten dict': lambda: jax.tree.unflatten(dict_def, leaves),
+    'flatten variables': python(lambda: jax.tree.flatten(variables)),
+    'unflatten variables': python(_unflatten(variables)),
+    'flatten optimizer': python(lambda: jax.tree.flatten(state)),
+    'unflatten optimizer': python(_unflatten(state)),
+    # The time of this thread alone: what others compute is the same for all.
+    'dispatch optimizer step': python(
+      lambda: jax.block_until_ready(jitted(state, grads))
+    ),
   }
 
 
-def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument('--leaves', type=int, default=1000)
-  parser.add_argument('--rounds', type=int, default=3)
-  options = parser.parse_args()
-  params = tree(options.leaves)
-  for timed in (steps(params), flattening(params)):
-    for name, seconds in measure(timed, options.rounds, DEPTHS).items():
-      print(f'{name:22} {seconds * 1e6:10.1f} us')
-
-
-if __name__ == '__main__':
-  main()
+def _unflatten(tree: Any) -> Callable[[], Any]:
+  leaves, structure = jax.tree.flatten(tree)
+  return lambda: jax.tree.unflatten(structure, leaves)

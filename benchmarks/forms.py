@@ -6,7 +6,9 @@ A `Program` is a pair of functions, `init(key, *inputs)` and
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import haiku as hk
@@ -43,6 +45,35 @@ class Workload(NamedTuple):
   pure: Callable[[], Program] | None = None
 
 
+ORACLE, PURE = 'flax.linen', 'pure JAX'
+LIBRARIES = ('haiku_state', ORACLE, PURE, 'Haiku')
+
+
+def programs(
+  workload: Workload, libraries: Sequence[str] = LIBRARIES
+) -> dict[str, Program]:
+  """Returns the forms of a workload by library, those that are there."""
+  return {
+    library: program
+    for library in libraries
+    if (program := _program(workload, library)) is not None
+  }
+
+
+def _program(workload: Workload, library: str) -> Program | None:
+  if library == PURE:
+    return workload.pure and workload.pure()
+  if library == 'Haiku':
+    return workload.haiku and workload.haiku()
+  try:
+    linen = importlib.import_module(
+      {'haiku_state': 'haiku_state.linen'}.get(library, library)
+    )
+  except ImportError:
+    return None
+  return workload.linen(linen)
+
+
 def linen_program(module: Any, mutable: tuple[str, ...] = ()) -> Program:
   """Returns a module as a program that returns its mutable collections."""
 
@@ -62,24 +93,98 @@ def haiku_program(fn: Callable[..., Any]) -> Program:
   return Program(transformed.init, apply)
 
 
+# --- Pure JAX -----------------------------------------------------------------
+#
+# What a model costs at least, by any library: the same variables in the same
+# dicts as linen's, and the same operations in the same order, so that the step is
+# lowered to the same text. `init` does what linen's has to: it folds a number
+# into the key for each array that is drawn, and runs the model.
+
 WIDTH = 16
+Keys = Iterator[jax.Array]
 
 
-def dense_params(key: jax.Array) -> Any:
-  kernel = jax.nn.initializers.lecun_normal()(key, (WIDTH, WIDTH))
-  return kernel, jnp.zeros(WIDTH)
+def pure_program(
+  make: Callable[[Keys], Any],
+  apply: Callable[..., Any],
+  first: Callable[..., Any] | None = None,
+) -> Program:
+  """Returns functions of JAX as a program.
+
+  Args:
+    make: from keys to variables.
+    apply: from variables and inputs to an output and the variables that
+      changed.
+    first: what `init` runs, where that is not `apply`.
+  """
+  first = first or apply
+
+  def init(key, *inputs):
+    variables = make(keys_from(key))
+    first(variables, *inputs)
+    return variables
+
+  return Program(init, apply)
 
 
-def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+def keys_from(key: jax.Array) -> Keys:
+  """Yields a key for each array that is drawn."""
+  for i in itertools.count():
+    yield jax.random.fold_in(key, i)
+
+
+LECUN = jax.nn.initializers.lecun_normal()
+
+
+def dense_params(keys: Keys, n_in: int = WIDTH, n_out: int = WIDTH) -> Any:
+  return {'kernel': LECUN(next(keys), (n_in, n_out)), 'bias': jnp.zeros(n_out)}
+
+
+def dense(x: jax.Array, params: Any) -> jax.Array:
+  kernel, bias = params['kernel'], params['bias']
   y = jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
   return y + jnp.reshape(bias, (1,) * (y.ndim - 1) + (-1,))
 
 
-def batch_norm(x, scale, bias, ra_mean, ra_var, mean, mix=lambda *m: m):
-  mu, mu2 = mix(mean(x, 0), mean(jax.lax.square(x), 0))
+def norm_params(n: int = WIDTH) -> Any:
+  return {'scale': jnp.ones(n), 'bias': jnp.zeros(n)}
+
+
+def norm_averages(n: int = WIDTH) -> Any:
+  return {'mean': jnp.zeros(n), 'var': jnp.ones(n)}
+
+
+def batch_norm(
+  x: jax.Array,
+  params: Any,
+  averages: Any,
+  axes: tuple[int, ...] = (0,),
+  axis_name: str | None = None,
+  first: bool = False,
+) -> tuple[jax.Array, Any]:
+  """Normalizes; returns the averages, too, which stay the `first` time."""
+  mu, mu2 = means(x, axes)
+  if axis_name and not first:
+    mu, mu2 = jax.lax.pmean(jnp.stack([mu, mu2]), axis_name)
   var = jnp.maximum(0.0, mu2 - jax.lax.square(mu))
-  new = (0.99 * ra_mean + 0.01 * mu, 0.99 * ra_var + 0.01 * var)
+  if not first:
+    averages = {
+      'mean': 0.99 * averages['mean'] + (1 - 0.99) * mu,
+      'var': 0.99 * averages['var'] + (1 - 0.99) * var,
+    }
+  return normalized(x, mu, var, axes, params, 1e-5), averages
+
+
+def means(x: jax.Array, axes: Any) -> tuple[jax.Array, jax.Array]:
+  """Returns the mean of an array, and that of its square."""
+  square = jax.lax.square(x)
+  return x.mean(axes), square.mean(axes)
+
+
+def normalized(x, mu, var, axes, params, epsilon: float) -> jax.Array:
+  """Normalizes by statistics over the given axes."""
   shape = (1,) * (x.ndim - 1) + (-1,)
-  y = x - mu.reshape(shape)
-  y = y * (jax.lax.rsqrt(var.reshape(shape) + 1e-5) * scale.reshape(shape))
-  return y + bias.reshape(shape), new
+  mu, var = jnp.expand_dims(mu, axes), jnp.expand_dims(var, axes)
+  y = x - mu
+  y = y * (jax.lax.rsqrt(var + epsilon) * params['scale'].reshape(shape))
+  return y + params['bias'].reshape(shape)

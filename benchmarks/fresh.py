@@ -18,14 +18,17 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.util
 import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-# Nothing else is imported here: that is what is measured.
+from benchmarks import processes
+
+# No library is imported here: that is what is measured.
 
 LIBRARIES = {
   'haiku_state': 'haiku_state.linen',
@@ -65,7 +68,7 @@ def large(library: str, form: str, **size: int) -> dict[str, float]:
   import jax.numpy as jnp
 
   from benchmarks import decoder
-  from benchmarks.run import operations
+  from benchmarks.tasks import operations
 
   chosen = decoder.Size(**size)
   program = decoder.programs(chosen, form == 'scan', library)
@@ -101,20 +104,11 @@ def first(library: str, model: str) -> dict[str, float]:
   watch = Watch()
   jax = watch.note('import jax', importlib.import_module('jax'))
   watch.note('import', importlib.import_module(LIBRARIES[library]))
-  workload = importlib.import_module('benchmarks.models')
-  workload = getattr(workload, MODELS[model])()
-  if library == 'Haiku':
-    program = workload.haiku()
-  else:
-    program = workload.linen(sys.modules[LIBRARIES[library]])
+  from benchmarks import forms, models, tasks
 
-  def step(variables, *inputs):
-    def loss(variables):
-      y, updates = program.apply(variables, *inputs)
-      return (y**2).sum(), updates
-
-    return jax.value_and_grad(loss, has_aux=True, allow_int=True)(variables)
-
+  workload = getattr(models, MODELS[model])()
+  program = forms.programs(workload, [library])[library]
+  step = tasks.train_step(program)
   key = jax.random.key(0)
   watch.note('')
   variables = program.init(key, *workload.inputs)
@@ -133,11 +127,39 @@ def peak_memory() -> float:
   return peak / (1 << 20 if sys.platform == 'darwin' else 1 << 10)
 
 
+def imports(library: str) -> dict[str, float]:
+  """Measures the import of a library where jax is there already."""
+  importlib.import_module('jax')
+  watch = Watch()
+  watch.note('import', importlib.import_module(LIBRARIES[library]))
+  return watch.times
+
+
+def timers(
+  libraries: Sequence[str] = tuple(LIBRARIES),
+) -> dict[str, dict[str, Callable[[int], float]]]:
+  """Returns timers of the import, each time in a new process, by library."""
+
+  def timer(library: str) -> Callable[[int], float]:
+    def timed(depth: int) -> float:
+      del depth
+      return in_a_process('imports', library=library)['import']
+
+    timed(0)  # Python compiles what it has not compiled yet.
+    return timed
+
+  def is_there(library: str) -> bool:
+    package = LIBRARIES[library].split('.')[0]
+    return importlib.util.find_spec(package) is not None
+
+  there = [lib for lib in LIBRARIES if lib in libraries and is_there(lib)]
+  return {'import': {library: timer(library) for library in there}}
+
+
 def in_a_process(what: str, **arguments: Any) -> dict[str, float]:
   """Calls one of the functions of this file in a process of its own."""
-  call = json.dumps([what, arguments])
   done = subprocess.run(
-    [sys.executable, '-m', 'benchmarks.fresh', 'call', call],
+    processes.command('benchmarks.fresh', 'answer', what, arguments),
     stdout=subprocess.PIPE,
     check=True,
     text=True,
@@ -145,12 +167,12 @@ def in_a_process(what: str, **arguments: Any) -> dict[str, float]:
   return json.loads(done.stdout.splitlines()[-1])
 
 
-def answer(call: str) -> None:
+def answer(what: str, arguments: dict[str, Any]) -> None:
   """Is the other end of `in_a_process`."""
-  what, arguments = json.loads(call)
   functions: dict[str, Callable[..., dict[str, float]]] = {
     'large': large,
     'first': first,
+    'imports': imports,
   }
   found = functions[what](**arguments)
   print(json.dumps({**found, 'peak MiB': peak_memory()}))
@@ -177,13 +199,9 @@ def _shown(value: float) -> str:
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument('what', choices=['large', 'first', 'call'])
-  parser.add_argument('call', nargs='?', help=argparse.SUPPRESS)
+  parser.add_argument('what', choices=['large', 'first'])
   parser.add_argument('--layers', type=int, nargs='+', default=[12, 24, 48, 96])
   options = parser.parse_args()
-  if options.what == 'call':
-    answer(options.call)
-    return
   sets: list[tuple[str, dict[str, Any]]] = [
     (f'{n} layers, {form}', {'form': form, 'layers': n})
     for form in ('loop', 'scan')

@@ -12,12 +12,15 @@ import jax.numpy as jnp
 
 from benchmarks.forms import (
   WIDTH,
+  Keys,
   Program,
   Workload,
   dense,
   dense_params,
   haiku_program,
+  keys_from,
   linen_program,
+  pure_program,
 )
 
 
@@ -40,17 +43,18 @@ def remat(n: int) -> Workload:
     return x
 
   def pure():
-    def init(key, x):
-      del x
-      return [dense_params(k) for k in jax.random.split(key, n)]
+    def make(keys):
+      params = {f'CheckpointDense_{i}': dense_params(keys) for i in range(n)}
+      return {'params': params}
 
-    def apply(layers, x):
-      for params in layers:
+    def apply(variables, x):
+      for i in range(n):
+        params = variables['params'][f'CheckpointDense_{i}']
         # A new function for each layer, as modules have.
-        x = jax.checkpoint(lambda p, x: dense(x, *p))(params, x)
+        x = jax.checkpoint(lambda p, x: dense(x, p))(params, x)
       return x, {}
 
-    return Program(init, apply)
+    return pure_program(make, apply)
 
   return Workload(
     (jnp.ones((4, WIDTH)),), linen, lambda: haiku_program(haiku_fn), pure
@@ -84,12 +88,19 @@ def scan_layers(n: int) -> Workload:
 
   def pure():
     def init(key, x):
-      del x
-      return jax.vmap(dense_params)(jax.random.split(key, n))
+      def body(x, key):
+        params = dense_params(keys_from(key))
+        return dense(x, params), params
 
-    def apply(layers, x):
-      step = lambda x, params: (dense(x, *params), None)
-      return jax.lax.scan(step, x, layers)[0], {}
+      _, params = jax.lax.scan(body, x, jax.random.split(key, n))
+      return {'params': {'ScanBody_0': {'Dense_0': params}}}
+
+    def apply(variables, x):
+      def body(x, params):
+        return dense(x, params['Dense_0']), None
+
+      params = variables['params']['ScanBody_0']
+      return jax.lax.scan(body, x, params)[0], {}
 
     return Program(init, apply)
 
@@ -118,13 +129,13 @@ def _mlp_haiku(x: jax.Array) -> jax.Array:
   return x
 
 
-def _mlp_params(key: jax.Array) -> Any:
-  return [dense_params(k) for k in jax.random.split(key, MLP_LAYERS)]
+def _mlp_params(keys: Keys) -> Any:
+  return {f'Dense_{i}': dense_params(keys) for i in range(MLP_LAYERS)}
 
 
-def _mlp(layers: Any, x: jax.Array) -> jax.Array:
-  for params in layers:
-    x = jnp.tanh(dense(x, *params))
+def _mlp(params: Any, x: jax.Array) -> jax.Array:
+  for i in range(MLP_LAYERS):
+    x = jnp.tanh(dense(x, params[f'Dense_{i}']))
   return x
 
 
@@ -152,12 +163,14 @@ def ensemble(n: int) -> Workload:
     transformed = hk.without_apply_rng(hk.transform(_mlp_haiku))
     return mapped(transformed.init, transformed.apply)
 
-  return Workload(
-    (jnp.ones((4, WIDTH)),),
-    linen,
-    haiku,
-    lambda: mapped(lambda key, x: _mlp_params(key), _mlp),
-  )
+  def pure():
+    one = pure_program(
+      lambda keys: {'params': _mlp_params(keys)},
+      lambda variables, x: _mlp(variables['params'], x),
+    )
+    return mapped(*one)
+
+  return Workload((jnp.ones((4, WIDTH)),), linen, haiku, pure)
 
 
 def _call(m: Any, x: jax.Array) -> jax.Array:
@@ -173,7 +186,7 @@ def _negative(m: Any, x: jax.Array) -> jax.Array:
 LIFTED: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
   'jit': (
     lambda nn, m, x: nn.jit(type(m))(name='jitted')(x),
-    lambda f, p, x: jax.jit(lambda p, x: f(p, x))(p, x),
+    lambda f, p, x: _jitted(f)(p, x),
   ),
   'cond': (
     lambda nn, m, x: nn.cond(x[0, 0] > 0, _call, _negative, m, x),
@@ -212,8 +225,29 @@ LIFTED: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
 }
 
 
+def _plain(f: Callable[..., Any], p: Any, x: jax.Array) -> jax.Array:
+  return f(p, x)
+
+
+# What `init` does in their place: the first three make no variables, and no
+# variable has a gradient where it is made.
+FIRST: dict[str, Callable[..., Any]] = {
+  'cond': _plain,
+  'switch': _plain,
+  'jvp': _plain,
+  'vjp': lambda f, p, x: jax.vjp(lambda x: f(p, x), x)[1](x),
+}
+
+
 def _doubled(tree: Any) -> Any:
   return jax.tree.map(lambda x: 2 * x, tree)
+
+
+def _jitted(f: Callable[..., Any]) -> Callable[..., Any]:
+  def core_fn(p, x):  # The name that linen's has in the lowered text.
+    return f(p, x)
+
+  return jax.jit(core_fn)
 
 
 def _own_gradient(f: Callable[..., Any]) -> Callable[..., Any]:
@@ -233,15 +267,25 @@ def lifted(name: str) -> Workload:
       @nn.compact
       def __call__(self, x):
         m = mlp(name='mlp')
-        if name in ('cond', 'switch', 'jvp') and self.is_initializing():
-          return m(x)  # These make no variables.
+        if FIRST.get(name) is _plain and self.is_initializing():
+          return m(x)
         return by_linen(nn, m, x)
 
     return linen_program(Lifted())
 
   def pure():
-    return Program(
-      lambda key, x: _mlp_params(key), lambda p, x: (by_jax(_mlp, p, x), {})
-    )
+    at = {'jit': 'jitted', 'map_variables': 'mapped'}.get(name, 'mlp')
+
+    def make(keys):
+      return {'params': {at: _mlp_params(keys)}}
+
+    def apply(variables, x):
+      return by_jax(_mlp, variables['params'][at], x), {}
+
+    def first(variables, x):
+      by = FIRST.get(name, by_jax)
+      return by(_mlp, variables['params'][at], x)
+
+    return pure_program(make, apply, first)
 
   return Workload((jnp.ones((4, WIDTH)),), linen, pure=pure)

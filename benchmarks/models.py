@@ -10,18 +10,25 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.forms import (
+  LECUN,
   WIDTH,
   Program,
   Workload,
   batch_norm,
   dense,
+  dense_params,
   haiku_program,
   linen_program,
+  means,
+  norm_averages,
+  norm_params,
+  normalized,
+  pure_program,
 )
 
 
-def lstm() -> Workload:
-  """An LSTM over 20 steps."""
+def lstm(by: str = 'RNN') -> Workload:
+  """An LSTM over 20 steps, by `nn.RNN` or by `nn.scan`."""
   x = jnp.ones((2, 20, WIDTH))
 
   def haiku_fn(x):
@@ -32,38 +39,64 @@ def lstm() -> Workload:
 
   return Workload(
     (x,),
-    lambda nn: linen_program(nn.RNN(nn.LSTMCell(WIDTH))),
+    lambda nn: linen_program(
+      nn.RNN(nn.LSTMCell(WIDTH)) if by == 'RNN' else _lstm_scanned(nn)
+    ),
     lambda: haiku_program(haiku_fn),
-    _lstm_pure,
+    lambda: _lstm_pure('cell' if by == 'RNN' else 'ScanLSTMCell_0'),
   )
 
 
-def _lstm_pure() -> Program:
-  def init(key, x):
-    del x
-    make = jax.nn.initializers.lecun_normal()
-    return [
-      (
-        make(jax.random.fold_in(key, 2 * i), (WIDTH, WIDTH)),
-        make(jax.random.fold_in(key, 2 * i + 1), (WIDTH, WIDTH)),
-        jnp.zeros(WIDTH),
-      )
-      for i in range(4)
-    ]
+def _lstm_scanned(nn: Any) -> Any:
+  class Scanned(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      cell = nn.scan(
+        nn.LSTMCell,
+        variable_broadcast='params',
+        split_rngs={'params': False},
+        in_axes=1,
+        out_axes=1,
+      )(WIDTH)
+      carry = cell.initialize_carry(jax.random.key(0), (x.shape[0], WIDTH))
+      return cell(carry, x)[1]
 
-  def apply(gates, x):
+  return Scanned()
+
+
+ORTHOGONAL = jax.nn.initializers.orthogonal()
+SIGMOID, TANH = jax.nn.sigmoid, jnp.tanh
+GATES = {'i': SIGMOID, 'f': SIGMOID, 'g': TANH, 'o': SIGMOID}
+
+
+def _lstm_pure(at: str) -> Program:
+  def make(keys):
+    cell = {}
+    for gate in GATES:
+      kernel = LECUN(next(keys), (WIDTH, WIDTH))
+      cell[f'i{gate}'] = {'kernel': kernel}
+      kernel = ORTHOGONAL(next(keys), (WIDTH, WIDTH))
+      cell[f'h{gate}'] = {'kernel': kernel, 'bias': jnp.zeros(WIDTH)}
+    return {'params': {at: cell}}
+
+  def apply(variables, x):
+    cell = variables['params'][at]
+
     def step(carry, x):
       c, h = carry
-      i, f, g, o = (x @ w + h @ u + b for w, u, b in gates)
-      c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
-      h = jax.nn.sigmoid(o) * jnp.tanh(c)
+      i, f, g, o = (
+        act(x @ cell[f'i{gate}']['kernel'] + dense(h, cell[f'h{gate}']))
+        for gate, act in GATES.items()
+      )
+      c = f * c + i * g
+      h = o * jnp.tanh(c)
       return (c, h), h
 
-    zeros = jnp.zeros((x.shape[0], WIDTH))
-    _, y = jax.lax.scan(step, (zeros, zeros), jnp.swapaxes(x, 0, 1))
+    carry = tuple(jnp.zeros((x.shape[0], WIDTH)) for _ in range(2))
+    _, y = jax.lax.scan(step, carry, jnp.swapaxes(x, 0, 1))
     return jnp.swapaxes(y, 0, 1), {}
 
-  return Program(init, apply)
+  return pure_program(make, apply)
 
 
 HEADS, HEAD_WIDTH, MODEL_WIDTH, HIDDEN = 4, 8, 32, 64
@@ -112,65 +145,68 @@ def _transformer_haiku(layers: int, x: jax.Array) -> jax.Array:
   return norm()(x)
 
 
+ATTENTION = 'MultiHeadDotProductAttention_0'
+
+
 def _transformer_pure(layers: int) -> Program:
   heads = (HEADS, HEAD_WIDTH)
 
-  def norm_params():
-    return jnp.ones(MODEL_WIDTH), jnp.zeros(MODEL_WIDTH)
+  def projection(keys):
+    kernel = LECUN(next(keys), (MODEL_WIDTH, MODEL_WIDTH))
+    kernel = kernel.reshape(MODEL_WIDTH, *heads)
+    return {'kernel': kernel, 'bias': jnp.zeros(heads)}
 
-  def block_params(key):
-    make = jax.nn.initializers.lecun_normal()
-    q, k, v, out, up, down = jax.random.split(key, 6)
-    square = (MODEL_WIDTH, MODEL_WIDTH)
+  def block_params(keys):
+    attention = {name: projection(keys) for name in ('query', 'key', 'value')}
+    out = dense_params(keys, MODEL_WIDTH, MODEL_WIDTH)
+    kernel = out['kernel'].reshape(*heads, MODEL_WIDTH)
     return {
-      'norms': [norm_params(), norm_params()],
-      'inner': [
-        (make(k, square).reshape(MODEL_WIDTH, *heads), jnp.zeros(heads))
-        for k in (q, k, v)
-      ],
-      'out': (make(out, square).reshape(*heads, -1), jnp.zeros(MODEL_WIDTH)),
-      'up': (make(up, (MODEL_WIDTH, HIDDEN)), jnp.zeros(HIDDEN)),
-      'down': (make(down, (HIDDEN, MODEL_WIDTH)), jnp.zeros(MODEL_WIDTH)),
+      'LayerNorm_0': norm_params(MODEL_WIDTH),
+      ATTENTION: {**attention, 'out': {**out, 'kernel': kernel}},
+      'LayerNorm_1': norm_params(MODEL_WIDTH),
+      # Linen numbers by where they are made: the outer one comes first.
+      'Dense_0': dense_params(keys, HIDDEN, MODEL_WIDTH),
+      'Dense_1': dense_params(keys, MODEL_WIDTH, HIDDEN),
     }
 
-  def init(key, x):
-    del x
-    keys = jax.random.split(key, layers)
-    return [block_params(key) for key in keys], norm_params()
+  def make(keys):
+    params = {f'Block_{i}': block_params(keys) for i in range(layers)}
+    return {'params': {**params, 'LayerNorm_0': norm_params(MODEL_WIDTH)}}
 
-  def apply(params, x):
-    blocks, last_norm = params
-    for block in blocks:
-      x = x + _attention(_layer_norm(x, *block['norms'][0]), block)
-      y = _layer_norm(x, *block['norms'][1])
-      x = x + dense(jax.nn.gelu(dense(y, *block['up'])), *block['down'])
-    return _layer_norm(x, *last_norm), {}
+  def apply(variables, x):
+    params = variables['params']
+    for i in range(layers):
+      block = params[f'Block_{i}']
+      x = x + _attention(_layer_norm(x, block['LayerNorm_0']), block[ATTENTION])
+      y = _layer_norm(x, block['LayerNorm_1'])
+      x = x + dense(jax.nn.gelu(dense(y, block['Dense_1'])), block['Dense_0'])
+    return _layer_norm(x, params['LayerNorm_0']), {}
 
-  return Program(init, apply)
+  return pure_program(make, apply)
 
 
-def _attention(x: jax.Array, block: Any) -> jax.Array:
-  q, k, v = (_contract(x, 1, *params) for params in block['inner'])
+def _attention(x: jax.Array, params: Any) -> jax.Array:
+  q, k, v = (
+    _contract(x, 1, params[name]) for name in ('query', 'key', 'value')
+  )
   q = q / jnp.sqrt(HEAD_WIDTH).astype(q.dtype)
   weights = jax.nn.softmax(jnp.einsum('...qhd,...khd->...hqk', q, k))
   y = jnp.einsum('...hqk,...khd->...qhd', weights, v)
-  return _contract(y, 2, *block['out'])
+  return _contract(y, 2, params['out'])
 
 
-def _contract(x, n_axes: int, kernel, bias) -> jax.Array:
+def _contract(x: jax.Array, n_axes: int, params: Any) -> jax.Array:
   """Multiplies the last axes of `x` with the first ones of the kernel."""
+  kernel, bias = params['kernel'], params['bias']
   ends = tuple(range(x.ndim - n_axes, x.ndim)), tuple(range(n_axes))
   y = jax.lax.dot_general(x, kernel, (ends, ((), ())))
   return y + bias.reshape((1,) * (y.ndim - bias.ndim) + bias.shape)
 
 
-def _layer_norm(x, scale, bias) -> jax.Array:
-  mu, mu2 = x.mean(-1), jax.lax.square(x).mean(-1)
+def _layer_norm(x: jax.Array, params: Any) -> jax.Array:
+  mu, mu2 = means(x, -1)
   var = jnp.maximum(0.0, mu2 - jax.lax.square(mu))
-  shape = (1,) * (x.ndim - 1) + (-1,)
-  y = x - mu[..., None]
-  y = y * (jax.lax.rsqrt(var[..., None] + 1e-6) * scale.reshape(shape))
-  return y + bias.reshape(shape)
+  return normalized(x, mu, var, -1, params, 1e-6)
 
 
 CHANNELS, GROUPS, CLASSES = 8, (3, 4, 6, 3), 10
@@ -235,76 +271,76 @@ def _resnet_haiku(x: jax.Array) -> jax.Array:
   return net(x, is_training=True)
 
 
-def _resnet_convolutions() -> list[tuple[int, int, int, int]]:
-  """Returns window, channels in and out, and stride of each convolution.
+# The window, and the channels in and out, of a convolution.
+Shape = tuple[int, int, int]
 
-  A block has three, and a fourth beside them where its shape changes.
-  """
-  found = [(7, 3, CHANNELS, 2)]
-  inputs = CHANNELS
-  for features, stride in _resnet_blocks():
-    outputs = 4 * features
-    found += [
-      (1, inputs, features, 1),
-      (3, features, features, stride),
-      (1, features, outputs, 1),
-    ]
-    if inputs != outputs:
-      found.append((1, inputs, outputs, stride))
-    inputs = outputs
-  return found
+
+def _block_shapes(inputs: int, features: int) -> list[Shape]:
+  """Returns three convolutions, and a fourth beside them if shapes change."""
+  outputs = 4 * features
+  shapes = [(1, inputs, features), (3, features, features)]
+  shapes.append((1, features, outputs))
+  return shapes + [(1, inputs, outputs)] * (inputs != outputs)
 
 
 def _resnet_pure() -> Program:
-  convolutions = _resnet_convolutions()
-  n_last = convolutions[-1][2]
-
-  def init(key, x):
-    del x
-    make = jax.nn.initializers.lecun_normal()
-    last, *keys = jax.random.split(key, len(convolutions) + 1)
-    params = [
-      (make(k, (n, n, n_in, n_out)), jnp.ones(n_out), jnp.zeros(n_out))
-      for k, (n, n_in, n_out, _) in zip(keys, convolutions)
-    ]
-    stats = [(jnp.zeros(c[2]), jnp.ones(c[2])) for c in convolutions]
-    classes = make(last, (n_last, CLASSES)), jnp.zeros(CLASSES)
-    return params, stats, classes
-
-  def apply(variables, x):
-    params, stats, classes = variables
-    todo = iter(zip(params, stats, convolutions))
-    new_stats = []
-
-    def conv_norm(x):
-      (kernel, *norm), averages, (*_, stride) = next(todo)
-      x = jax.lax.conv_general_dilated(
-        x,
-        kernel,
-        (stride, stride),
-        'SAME',
-        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+  def make(keys):
+    params, averages = conv_variables(keys, [(7, 3, CHANNELS)])
+    inputs = CHANNELS
+    for i, (features, _) in enumerate(_resnet_blocks()):
+      params[f'Block_{i}'], averages[f'Block_{i}'] = conv_variables(
+        keys, _block_shapes(inputs, features)
       )
-      x, new = batch_norm(x, *norm, *averages, mean=_mean_of_channels)
-      new_stats.append(new)
-      return x
+      inputs = 4 * features
+    params['Dense_0'] = dense_params(keys, inputs, CLASSES)
+    return {'params': params, 'batch_stats': averages}
 
-    x = _max_pool(jax.nn.relu(conv_norm(x)))
-    for _ in _resnet_blocks():
-      y = jax.nn.relu(conv_norm(x))
-      y = jax.nn.relu(conv_norm(y))
-      y = conv_norm(y)
-      if x.shape != y.shape:
-        x = conv_norm(x)
-      x = jax.nn.relu(x + y)
-    return dense(x.mean((1, 2)), *classes), new_stats
+  def conv_variables(keys, shapes: list[Shape]):
+    params, averages = {}, {}
+    for i, (window, inputs, outputs) in enumerate(shapes):
+      kernel = LECUN(next(keys), (window, window, inputs, outputs))
+      params[f'Conv_{i}'] = {'kernel': kernel}
+      params[f'BatchNorm_{i}'] = norm_params(outputs)
+      averages[f'BatchNorm_{i}'] = norm_averages(outputs)
+    return params, averages
 
-  return Program(init, apply)
+  def apply(variables, x, first=False):
+    params, averages = variables['params'], variables['batch_stats']
+    new = {}
+    x = _conv_norm(x, 0, 2, params, averages, new, first)
+    x = _max_pool(jax.nn.relu(x))
+    for i, (_, stride) in enumerate(_resnet_blocks()):
+      at = f'Block_{i}'
+      x, new[at] = block(x, stride, params[at], averages[at], first)
+    x = dense(x.mean((1, 2)), params['Dense_0'])
+    return x, {'batch_stats': new}
+
+  def block(x, stride, params, averages, first):
+    variables = (params, averages, new := {}, first)
+    y = jax.nn.relu(_conv_norm(x, 0, 1, *variables))
+    y = jax.nn.relu(_conv_norm(y, 1, stride, *variables))
+    y = _conv_norm(y, 2, 1, *variables)
+    if x.shape != y.shape:
+      x = _conv_norm(x, 3, stride, *variables)
+    return jax.nn.relu(x + y), new
+
+  return pure_program(make, apply, functools.partial(apply, first=True))
 
 
-def _mean_of_channels(x: jax.Array, axis: int) -> jax.Array:
-  del axis
-  return x.mean((0, 1, 2))
+def _conv_norm(x, i: int, stride: int, params, averages, new, first: bool):
+  """Convolves and normalizes; the averages go into `new`."""
+  x = jax.lax.conv_general_dilated(
+    x,
+    params[f'Conv_{i}']['kernel'],
+    (stride, stride),
+    'SAME',
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+  )
+  at = f'BatchNorm_{i}'
+  x, new[at] = batch_norm(
+    x, params[at], averages[at], axes=(0, 1, 2), first=first
+  )
+  return x
 
 
 def _max_pool(x: jax.Array) -> jax.Array:

@@ -20,8 +20,12 @@ from benchmarks.forms import (
   Workload,
   batch_norm,
   dense,
+  dense_params,
   haiku_program,
   linen_program,
+  norm_averages,
+  norm_params,
+  pure_program,
 )
 from benchmarks.lifted import LIFTED, ensemble, lifted, remat, scan_layers
 from benchmarks.models import lstm, resnet50, transformer
@@ -61,31 +65,28 @@ def _deep_haiku(n: int, norm: bool, x: jax.Array) -> jax.Array:
   return x
 
 
-def _deep_pure(n: int, norm: bool) -> Program:
-  initializer = jax.nn.initializers.lecun_normal()
+def _deep_pure(n: int, norm: bool, name: str = 'Dense') -> Program:
+  def make(keys):
+    params = {f'{name}_{i}': dense_params(keys) for i in range(n)}
+    if not norm:
+      return {'params': params}
+    norms = [f'BatchNorm_{i}' for i in range(n)]
+    return {
+      'params': params | {name: norm_params() for name in norms},
+      'batch_stats': {name: norm_averages() for name in norms},
+    }
 
-  def init(key, x):
-    del x
-    layers = []
+  def apply(variables, x, first=False):
+    params, averages = variables['params'], variables.get('batch_stats')
+    new = {}
     for i in range(n):
-      kernel = initializer(jax.random.fold_in(key, i), (WIDTH, WIDTH))
-      layers.append([kernel, jnp.zeros(WIDTH)])
+      x = dense(x, params[f'{name}_{i}'])
       if norm:
-        layers[-1] += [jnp.ones(WIDTH), jnp.zeros(WIDTH)]
-    stats = [(jnp.zeros(WIDTH), jnp.ones(WIDTH)) for _ in range(n * norm)]
-    return layers, stats
+        at = f'BatchNorm_{i}'
+        x, new[at] = batch_norm(x, params[at], averages[at], first=first)
+    return x, {'batch_stats': new} if norm else {}
 
-  def apply(variables, x):
-    layers, stats = variables
-    new_stats = []
-    for i, layer in enumerate(layers):
-      x = dense(x, layer[0], layer[1])
-      if norm:
-        x, new = batch_norm(x, *layer[2:], *stats[i], mean=jnp.mean)
-        new_stats.append(new)
-    return x, new_stats
-
-  return Program(init, apply)
+  return pure_program(make, apply, functools.partial(apply, first=True))
 
 
 # --- The documented model: BatchNorm over a batch axis made by vmap ---
@@ -129,39 +130,38 @@ def _vmapped_linen(nn: Any, hidden: int) -> Program:
 
 
 def _vmapped_pure(hidden: int) -> Program:
-  initializer = jax.nn.initializers.lecun_normal()
   sizes = (100, hidden, hidden, 1)
+  norms = ('BatchNorm_0', 'BatchNorm_1')
 
-  def init(key, batch):
-    del batch
-    layers = [
-      (initializer(jax.random.fold_in(key, i), pair), jnp.zeros(pair[1]))
+  def make(keys):
+    params = {
+      f'Dense_{i}': dense_params(keys, *pair)
       for i, pair in enumerate(zip(sizes, sizes[1:]))
-    ]
-    norms = [(jnp.ones(hidden), jnp.zeros(hidden)) for _ in range(2)]
-    stats = [(jnp.zeros(hidden), jnp.ones(hidden)) for _ in range(2)]
-    return layers, norms, stats
+    }
+    return {
+      'params': params | {name: norm_params(hidden) for name in norms},
+      'batch_stats': {name: norm_averages(hidden) for name in norms},
+    }
 
-  def over_batch(mu, mu2):
-    return jax.lax.pmean(jnp.stack([mu, mu2]), 'batch')
+  def one(variables, x, first=False):
+    params, averages = variables['params'], variables['batch_stats']
+    new = {}
+    for i, at in enumerate(norms):
+      x = dense(x, params[f'Dense_{i}'])
+      x, new[at] = batch_norm(
+        x, params[at], averages[at], axes=(), axis_name='batch', first=first
+      )
+      x = jax.nn.relu(x)
+    return dense(x, params['Dense_2']), {'batch_stats': new}
 
   def apply(variables, batch):
-    layers, norms, stats = variables
+    return jax.vmap(
+      functools.partial(one, variables), out_axes=(0, None), axis_name='batch'
+    )(batch)
 
-    def one(x):
-      new_stats = []
-      for i in range(2):
-        x = dense(x, *layers[i])
-        x, new = batch_norm(
-          x, *norms[i], *stats[i], mean=lambda x, axis: x, mix=over_batch
-        )
-        new_stats.append(new)
-        x = jax.nn.relu(x)
-      return dense(x, *layers[2]), new_stats
-
-    return jax.vmap(one, out_axes=(0, None), axis_name='batch')(batch)
-
-  return Program(init, apply)
+  return pure_program(
+    make, apply, lambda v, batch: one(v, batch[0], first=True)
+  )
 
 
 # --- Small modules, nesting, sharing ---
@@ -192,12 +192,15 @@ def many_modules(n: int) -> Workload:
     return x
 
   def pure():
-    def apply(ps, x):
-      for p in ps:
-        x = x + p
+    def make(keys):
+      return {'params': {f'One_{i}': {'p': jnp.zeros(WIDTH)} for i in range(n)}}
+
+    def apply(variables, x):
+      for i in range(n):
+        x = x + variables['params'][f'One_{i}']['p']
       return x, {}
 
-    return Program(lambda key, x: [jnp.zeros(WIDTH) for _ in range(n)], apply)
+    return pure_program(make, apply)
 
   return Workload(
     (jnp.ones((4, WIDTH)),), linen, lambda: haiku_program(haiku_fn), pure
@@ -220,7 +223,20 @@ def nested(depth: int) -> Workload:
 
     return linen_program(Nested(depth))
 
-  return Workload((jnp.ones((4, WIDTH)),), linen)
+  def pure():
+    def make(keys):
+      params = {}
+      for _ in range(depth):
+        params = {'p': jnp.zeros(WIDTH), 'Nested_0': params}
+      return {'params': params}
+
+    def call(params, depth, x):
+      x = x + params['p']
+      return call(params['Nested_0'], depth - 1, x) if depth > 1 else x
+
+    return pure_program(make, lambda v, x: (call(v['params'], depth, x), {}))
+
+  return Workload((jnp.ones((4, WIDTH)),), linen, pure=pure)
 
 
 def many_params(n: int) -> Workload:
@@ -237,7 +253,17 @@ def many_params(n: int) -> Workload:
 
     return linen_program(Params())
 
-  return Workload((jnp.ones((4, WIDTH)),), linen)
+  def pure():
+    def make(keys):
+      return {'params': {f'p{i}': jnp.zeros(WIDTH) for i in range(n)}}
+
+    def apply(variables, x):
+      params = [variables['params'][f'p{i}'] for i in range(n)]
+      return x + jnp.sum(jnp.stack(params), axis=0), {}
+
+    return pure_program(make, apply)
+
+  return Workload((jnp.ones((4, WIDTH)),), linen, pure=pure)
 
 
 def many_variables(n: int) -> Workload:
@@ -257,7 +283,20 @@ def many_variables(n: int) -> Workload:
 
     return linen_program(Variables(), ('counts',))
 
-  return Workload((jnp.ones((4, WIDTH)),), linen)
+  def pure():
+    def apply(variables, x):
+      counts = {f'v{i}': variables['counts'][f'v{i}'] + 1 for i in range(n)}
+      y = x + jnp.sum(jnp.stack(list(counts.values())), axis=0)
+      return y, {'counts': counts}
+
+    def init(key, x):
+      # Linen's starting values are those that `__call__` leaves.
+      zeros = {f'v{i}': jnp.zeros(WIDTH) for i in range(n)}
+      return apply({'counts': zeros}, x)[1]
+
+    return Program(init, apply)
+
+  return Workload((jnp.ones((4, WIDTH)),), linen, pure=pure)
 
 
 def setup_style(n: int) -> Workload:
@@ -275,7 +314,11 @@ def setup_style(n: int) -> Workload:
 
     return linen_program(Setup())
 
-  return Workload((jnp.ones((4, WIDTH)),), linen)
+  return Workload(
+    (jnp.ones((4, WIDTH)),),
+    linen,
+    pure=lambda: _deep_pure(n, norm=False, name='layers'),
+  )
 
 
 def shared(n: int) -> Workload:
@@ -292,7 +335,18 @@ def shared(n: int) -> Workload:
 
     return linen_program(Shared())
 
-  return Workload((jnp.ones((4, WIDTH)),), linen)
+  def pure():
+    def make(keys):
+      return {'params': {'Dense_0': dense_params(keys)}}
+
+    def apply(variables, x):
+      for _ in range(n):
+        x = dense(x, variables['params']['Dense_0'])
+      return x, {}
+
+    return pure_program(make, apply)
+
+  return Workload((jnp.ones((4, WIDTH)),), linen, pure=pure)
 
 
 def bound(n: int) -> Workload:
@@ -302,35 +356,42 @@ def bound(n: int) -> Workload:
     module = _deep_module(nn, n, norm=False)
     return Program(module.init, lambda v, x: (module.bind(v)(x), {}))
 
-  return Workload((jnp.ones((4, WIDTH)),), linen)
+  return Workload(
+    (jnp.ones((4, WIDTH)),), linen, pure=lambda: _deep_pure(n, norm=False)
+  )
 
 
 WORKLOADS: dict[str, Callable[[], Workload]] = {
   'vmapped BatchNorm MLP': vmapped,
   '20 x (Dense, BatchNorm)': lambda: deep(20),
   '100 x (Dense, BatchNorm)': lambda: deep(100),
-  '300 x (Dense, BatchNorm)': lambda: deep(300),
   '100 x Dense': lambda: deep(100, norm=False),
   '100 x Dense in setup': lambda: setup_style(100),
+  '100 x Dense by bind': lambda: bound(100),
   'one Dense called 100 x': lambda: shared(100),
   '200 modules, 1 parameter each': lambda: many_modules(200),
-  **{
-    f'nested {n} deep': functools.partial(nested, n) for n in (1, 10, 100, 200)
-  },
-  **{
-    f'1 module, {n} parameters': functools.partial(many_params, n)
-    for n in (1, 10, 100, 1000)
-  },
-  '1 module, 100 variables': lambda: many_variables(100),
+  'nested 100 deep': lambda: nested(100),
+  '1 module, 1000 parameters': lambda: many_params(1000),
   '1 module, 1000 variables': lambda: many_variables(1000),
-  '100 x Dense by bind': lambda: bound(100),
-  '50 remat blocks': lambda: remat(50),
   '200 remat blocks': lambda: remat(200),
-  'scan over 10 layers': lambda: scan_layers(10),
   'scan over 100 layers': lambda: scan_layers(100),
   'ensemble of 10 by vmap': lambda: ensemble(10),
   **{f'MLP in {name}': functools.partial(lifted, name) for name in LIFTED},
   'LSTM by nn.RNN': lstm,
+  'LSTM by nn.scan': lambda: lstm('scan'),
   'transformer, 12 layers': transformer,
   'ResNet-50': resnet50,
+}
+
+# The same in other sizes, to see how cost grows.
+OTHER_SIZES: dict[str, Callable[[], Workload]] = {
+  '300 x (Dense, BatchNorm)': lambda: deep(300),
+  **{f'nested {n} deep': functools.partial(nested, n) for n in (1, 10, 200)},
+  **{
+    f'1 module, {n} parameters': functools.partial(many_params, n)
+    for n in (1, 10, 100)
+  },
+  '1 module, 100 variables': lambda: many_variables(100),
+  '50 remat blocks': lambda: remat(50),
+  'scan over 10 layers': lambda: scan_layers(10),
 }

@@ -60,6 +60,7 @@ for name in [n for n in sys.modules if n.split('.')[0] == 'haiku']:
 # What takes long, and tells least of a change. `pytest` alone leaves it out, and
 # the name of a file, `--long` or `--all` does not.
 LONG = (
+  'test_benchmark_processes.py',
   'test_document.py',
   'test_examples.py',
   'test_lifted_in_haiku.py',
