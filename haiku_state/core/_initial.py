@@ -124,6 +124,14 @@ def _program(init_fn, args, kwargs) -> Callable[..., Any] | None:
   return program
 
 
+def is_pure(init_fn: Callable[..., Any], args: Any, kwargs: Any) -> bool:
+  """Returns whether an initializer is known to use nothing but its arguments.
+
+  These are then no arrays.
+  """
+  return _program(init_fn, args, kwargs) is not None
+
+
 def _traced_once(init_fn, args, kwargs) -> Callable[..., Any]:
   """Returns the initializer as a function that JAX traces once."""
 
