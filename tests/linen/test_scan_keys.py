@@ -59,10 +59,14 @@ def simple(nn, module, op, i, c, x):
       return v.value
     case 'look':
       return jnp.float32(module.has_variable('params', 'later'))
-    case 'later':
-      if not module.has_variable('params', 'later'):
-        module.make_rng()
+    case 'later' if not module.scope.name_reserved('later', 'params'):
       return module.param('later', bits)
+    case 'once' if not module.has_variable('params', 'later'):
+      return bits(module.make_rng())
+    case 'replace' if module.is_mutable_collection('made'):
+      was = module.get_variable('made', 'v', 1.0)
+      module.put_variable('made', 'v', 2.0)
+      return was
     case 'read':
       return jnp.float32(len(module.variables.get('params', {})))
   return 0.0
@@ -71,7 +75,7 @@ def simple(nn, module, op, i, c, x):
 SIMPLE = st.sampled_from(
   ['known', 'unknown', 'constant', 'of the step', 'number', 'two keys', 'boxed']
   + ['params', 'noise', 'dense', 'sow', 'count', 'drawn', 'set', 'look']
-  + ['later', 'read']
+  + ['later', 'once', 'replace', 'read']
 )
 USUAL = st.sampled_from(['known', 'unknown', 'constant', 'boxed', 'dense'])
 OPTIONS = st.fixed_dictionaries(
@@ -212,6 +216,8 @@ def example(*ops, is_compiled=True, **options):
 @example('known', 'drawn')
 @example('known', 'set')
 @example('look', 'later', 'known')
+@example('once', 'later')
+@example('known', 'replace')
 @example('read', 'known', 'read')
 @example('of the step', 'known')
 @example('of the step', 'known', broadcast='made')
