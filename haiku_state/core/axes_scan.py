@@ -165,7 +165,8 @@ def scan(
       raise ValueError(
         'broadcasted variable has a data dependency on the scan body.'
       ) from None
-    is_final = shows_all() and not jax.config.jax_disable_jit
+    computes: Any = jax.config.jax_disable_jit  # type: ignore[attr-defined]
+    is_final = shows_all() and not computes
 
     def body(c, xs):
       if is_final and first.can_call(1, c, xs):
