@@ -72,6 +72,7 @@ LONG = (
   'interop/test_recurrent.py',
   'linen/test_jax_transforms.py',
   'linen/test_leaks.py',
+  'linen/test_scan_keys.py',
   'linen/test_threads.py',
   'linen/test_transforms_axes.py',
   'linen/test_transforms_kinds.py',

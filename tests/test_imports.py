@@ -28,12 +28,12 @@ LAYERS = {
     core._initializers core.filters core.tracers
     core.keys core._specs core.meta core.partial_eval core.spmd core._fingerprint
     core._shapes core._initial core.axes_scan core._jax_around core._place core._store
-    core._in_run core._in_haiku
+    core._in_run core._in_loop core._in_haiku
     core._out_of_reach core._run""",
   'scope': 'core.scope core.variables',
   'lift': """
     core._lift core._lift.packing core._lift.autodiff core._lift.caching
-    core._lift.collections core._lift.mapping core._lift.control core.lift""",
+    core._lift.one_trace core._lift.collections core._lift.mapping core._lift.control core.lift""",
   'core': 'core',
   'module': """
     linen.kw_only_dataclasses linen._module linen._module.state

@@ -116,9 +116,9 @@ def _noted_here() -> _Noted | None:
 # --- One run -----------------------------------------------------------------
 
 
-def _call(body: Callable[[], Any]) -> Any:
+def _call(body: Callable[[], Any], initializing: bool) -> Any:
   """Calls what runs, with notes of its own."""
-  with _notes.begin(_Notes(_Noted(None, hk.running_init(), {}))):
+  with _notes.begin(_Notes(_Noted(None, initializing, {}))):
     return body()
 
 
@@ -129,7 +129,7 @@ def run_apply(
   params: Bundles, state: Bundles, rng: Any, body: Callable[[], Any]
 ) -> tuple[Any, Bundles]:
   """Runs `body` with frozen parameters; returns its output and the state."""
-  return _RUN.apply(params, state, rng, body)
+  return _RUN.apply(params, state, rng, body, False)
 
 
 def run_init(
@@ -203,7 +203,7 @@ def run_init(
       out = body()
     last_state = hk.get_current_state()
 
-  made, first_state = _RUN.init(rng, whole)
+  made, first_state = _RUN.init(rng, whole, True)
   return out, made, last_state, first_state
 
 
@@ -226,7 +226,7 @@ def apart(rng: Any, fn: Callable[[], Any]) -> Any:
     What it returns.
   """
   out: list[Any] = []
-  _RUN.init(haiku_rng(rng), lambda: out.append(fn()))
+  _RUN.init(haiku_rng(rng), lambda: out.append(fn()), True)
   return out[0]
 
 

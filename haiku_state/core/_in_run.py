@@ -45,6 +45,7 @@ class InRun(Tree):
     trace: the trace that the run begins in.
 
   Attributes:
+    initial_trace: the trace in which parameters are made.
     given: see above. What was given is there, without a look; and a transform
       takes fixed parameters from here: once, and before anybody's getters,
       which see them inside of it.
@@ -68,7 +69,7 @@ class InRun(Tree):
     super().__init__(names)
     self.given = given
     self.has_fixed_params = has_fixed_params
-    self.trace = trace
+    self.trace = self.initial_trace = trace
     self.made: tuple[_bundles.Bundles, _bundles.Bundles] = ({}, {})
     self.first: _bundles.Bundles | None = None
     self.dropped: set[tuple[str, str]] = set()
@@ -399,6 +400,9 @@ class InRun(Tree):
 
   # Haiku checks the shape of a parameter that it is asked for.
   _frame_array = staticmethod(_frame.read_param)
+
+  def hide(self) -> None:
+    """Is told that another run hides the frame, or that there is none here."""
 
   def _initial(self, make: Make) -> Any:
     """Returns the initial value of a parameter."""

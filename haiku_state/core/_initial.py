@@ -147,6 +147,14 @@ def _programs(init_fn, args, kwargs) -> _Programs | None:
   return found
 
 
+def is_pure(init_fn: Callable[..., Any], args: Any, kwargs: Any) -> bool:
+  """Returns whether an initializer is known to use nothing but its arguments.
+
+  These are then no arrays.
+  """
+  return _programs(init_fn, args, kwargs) is not None
+
+
 def _traced_once(init_fn, args, kwargs) -> Callable[..., Any]:
   """Returns the initializer as a function that JAX traces once."""
 

@@ -29,6 +29,7 @@ class OutOfReach(InRun):
   """
 
   def __init__(self, run: InRun):
+    run.hide()
     vars(self).update(vars(run))
     self.later = ()  # What is to be done to the frame is not done here.
     self._do_later = run.later.append

@@ -68,15 +68,27 @@ class Run:
     is_in_haiku: whether this is the run of somebody's `hk.transform`.
     owner: of variables that are used in one run only, the run that goes on;
       other threads of its making see them through it.
+    drawn: how many keys were drawn.
+    in_run: makes the store while a run goes on.
   """
 
-  __slots__ = ('root', 'resting', 'is_in_haiku', 'owner', '_depth')
+  __slots__ = (
+    'root',
+    'resting',
+    'is_in_haiku',
+    'owner',
+    'drawn',
+    'in_run',
+    '_depth',
+  )
 
   def __init__(self, resting: AtRest | InHaiku, haiku_root: str):
     self.root = Place(haiku_root)
     self.resting = resting
     self.is_in_haiku = type(resting) is InHaiku
     self.owner: _Entered | None = None
+    self.drawn = 0
+    self.in_run: Callable[..., InRun] = InRun
     self._depth = current_depth()
 
   @classmethod
@@ -123,7 +135,7 @@ class Run:
   def note_module(self, path: str) -> None:
     """Notes that a module of ours is at a place, in the run that goes on."""
     store = _thread.current().stores.get(self)
-    if type(store) is InRun:
+    if isinstance(store, InRun) and type(store) is not OutOfReach:
       store.modules.add(path)
 
   def has_haiku_rng(self) -> bool:
@@ -153,7 +165,7 @@ class Run:
 
     Under a `jax.vmap` alone it computes, operation by operation.
     """
-    trace = self.store.trace or tracers.Trace()
+    trace = self.store.initial_trace or tracers.Trace()
     return trace.is_recorded()
 
   def execute(self, root: Root, body: Callable[[], Any]) -> Any:
@@ -341,7 +353,7 @@ class _Entered:
     params, state, names = _bundles.spread(
       self._rest.tree, self.path, self._is_mutable
     )
-    self.frame = InRun(
+    self.frame = root.run.in_run(
       names, (params, state), not self._is_mutable('params'), tracers.Trace()
     )
 

@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 
 from haiku_state import _versions
-from haiku_state.core.partial_eval import DependsOnInput, eval_known
+from haiku_state.core.partial_eval import DependsOnInput, Traced
 
 ScanAxis = int | None
 
@@ -97,6 +97,7 @@ def scan(
   unroll: int = 1,
   _split_transpose: bool = False,
   check_constancy_invariants: bool = True,
+  shows_all: Callable[[], bool] = lambda: False,
 ) -> Callable[..., Any]:
   """Loops a function over an axis of its arguments.
 
@@ -113,6 +114,8 @@ def scan(
     check_constancy_invariants: whether to trace `fn` once more to compute
       `broadcast_out` and broadcast outputs, and to check that they do not
       depend on the step.
+    shows_all: tells, after that trace, whether another one with `broadcast_out`
+      would trace the same program: then it is not traced again.
 
   Returns:
     A function like `fn`, for the whole loop.
@@ -133,29 +136,43 @@ def scan(
       _split_transpose=_split_transpose,
     )
 
+  def fixed_in(ys):
+    return jax.tree.map(
+      lambda axis, y: y if axis is broadcast else (), out_axes, ys
+    )
+
+  def changing_in(ys):
+    return jax.tree.map(
+      lambda axis, y: () if axis is broadcast else y, out_axes, ys
+    )
+
   def checked(broadcast_in, init, *args):
     xs = jax.tree.map(_to_front, in_axes, args)
 
-    def constants(c, xs):
-      broadcast_out, _, ys = fn(broadcast_in, c, *_choose(in_axes, args, xs))
-      return broadcast_out, jax.tree.map(
-        lambda axis, y: y if axis is broadcast else (), out_axes, ys
-      )
+    def step(broadcast_vars, c, xs):
+      return fn(broadcast_vars, c, *_choose(in_axes, args, xs))
+
+    def by_axis(c, xs):
+      broadcast_out, c, ys = step(broadcast_in, c, xs)
+      return (broadcast_out, fixed_in(ys)), (c, changing_in(ys))
 
     carry_type = jax.tree.map(build_shaped_array, init)
     step_type = jax.tree.map(lambda x: build_shaped_array(x, True), xs)
+    first = Traced(by_axis, carry_type, step_type)
     try:
-      broadcast_out, fixed = eval_known(constants, carry_type, step_type)
+      broadcast_out, fixed = first.known(0)
     except DependsOnInput:
       raise ValueError(
         'broadcasted variable has a data dependency on the scan body.'
       ) from None
+    computes: Any = jax.config.jax_disable_jit  # type: ignore[attr-defined]
+    is_final = shows_all() and not computes
 
     def body(c, xs):
-      _, c, ys = fn(broadcast_out, c, *_choose(in_axes, args, xs))
-      return c, jax.tree.map(
-        lambda axis, y: () if axis is broadcast else y, out_axes, ys
-      )
+      if is_final and first.can_call(1, c, xs):
+        return first.call(1, c, xs)
+      _, c, ys = step(broadcast_out, c, xs)
+      return c, changing_in(ys)
 
     c, ys = loop(body, init, xs)
     ys = jax.tree.map(_from_front, out_axes, ys)

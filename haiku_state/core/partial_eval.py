@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.interpreters import partial_eval as pe
 
 from haiku_state import errors
-from haiku_state._versions import jaxprs
+from haiku_state._versions import jaxprs, typeof
 
 
 class DependsOnInput(Exception):
@@ -30,37 +30,112 @@ class DependsOnInput(Exception):
 def eval_known(fn: Callable[..., Any], *types: Any) -> Any:
   """Returns what a function returns, which its inputs must not matter for.
 
-  The function is traced, and then only what its results need is computed, one
-  operation at a time, as it would be without tracing.
-
   Args:
     fn: returns a pytree of arrays.
-    *types: for each argument a pytree of `jax.ShapeDtypeStruct`.
+    *types: see `Traced`.
 
   Raises:
     DependsOnInput: a result depends on an input.
   """
-  # What is a value already stays as it is, a Python number for example. What is
-  # traced must not stay here when the trace ends.
-  leaves: list[Any] = []
-  out_tree: Any = None
+  return Traced(lambda *args: (fn(*args),), *types).known(0)
 
-  def flat(*args):
-    nonlocal leaves, out_tree
-    found, out_tree = jax.tree.flatten(fn(*args))
-    is_traced = [isinstance(x, jax.core.Tracer) for x in found]
-    leaves = [_TRACED if t else x for t, x in zip(is_traced, found)]
-    return [x for t, x in zip(is_traced, found) if t]
 
-  closed = jax.make_jaxpr(flat)(*types)
-  jaxpr = closed.jaxpr.replace(eqns=_needed_eqns(closed.jaxpr))
-  _check_known(jaxpr)
-  known = jaxprs.ClosedJaxpr(jaxpr, closed.consts)
-  # The inputs are not used, so what stands for them does not matter.
-  out = iter(jaxprs.jaxpr_as_fun(known)(*(0 for _ in jaxpr.invars)))
-  # A literal of the jaxpr is of a type of JAX's own.
-  leaves = [jnp.asarray(next(out)) if x is _TRACED else x for x in leaves]
-  return jax.tree.unflatten(out_tree, leaves)
+class Traced:
+  """A function that was traced, whose results can be computed by themselves.
+
+  Args:
+    fn: returns a tuple of results, which are pytrees of arrays.
+    *types: for each argument a pytree of `jax.ShapeDtypeStruct`.
+
+  Attributes:
+    closes_over: the arrays that it uses and does not get.
+  """
+
+  def __init__(self, fn: Callable[..., Any], *types: Any):
+    # What is a value already stays as it is, a Python number for example. What
+    # is traced must not stay here when the trace ends.
+    self._leaves: list[list[Any]] = []
+    self._trees: list[Any] = []
+
+    def flat(*args):
+      traced = []
+      for result in fn(*args):
+        found, tree = jax.tree.flatten(result)
+        is_traced = [isinstance(x, jax.core.Tracer) for x in found]
+        traced += [x for t, x in zip(is_traced, found) if t]
+        self._trees.append(tree)
+        self._leaves.append(
+          [_TRACED if t else x for t, x in zip(is_traced, found)]
+        )
+      return traced
+
+    closed = jax.make_jaxpr(flat)(*types)
+    self._jaxpr = closed.jaxpr
+    self.closes_over = closed.consts
+
+  def can_call(self, i: int, *args: Any) -> bool:
+    """Returns whether `call` returns what another trace for arguments would."""
+    if any(map(_is_literal, self._part(i).outvars)):
+      return False  # It does not tell all of its type.
+    found = jax.tree.leaves(args)
+    return len(found) == len(self._jaxpr.invars) and all(
+      typeof(x) == v.aval for x, v in zip(found, self._jaxpr.invars)
+    )
+
+  def call(self, i: int, *args: Any) -> Any:
+    """Returns a result for arguments of these types."""
+    return self._evaluated(i, self._part(i), jax.tree.leaves(args))
+
+  def known(self, i: int) -> Any:
+    """Returns a result that the inputs must not matter for.
+
+    Only what it needs is computed, one operation at a time, as it would be
+    without tracing.
+
+    Raises:
+      DependsOnInput: it depends on an input.
+    """
+    jaxpr = self._part(i)
+    constants = dict(zip(jaxpr.constvars, self.closes_over))
+    if all(v in constants for v in _variables(jaxpr.outvars)):
+      # Nothing is to be computed.
+      out = (v.val if _is_literal(v) else constants[v] for v in jaxpr.outvars)
+      return self._result(i, out)
+    jaxpr = jaxpr.replace(eqns=_needed_eqns(jaxpr))
+    _check_known(jaxpr)
+    # The inputs are not used, so what stands for them does not matter.
+    return self._evaluated(i, jaxpr, [0] * len(jaxpr.invars))
+
+  def _part(self, i: int) -> Any:
+    """Returns the program of one result."""
+    sizes = [sum(x is _TRACED for x in leaves) for leaves in self._leaves]
+    start = sum(sizes[:i])
+    return self._jaxpr.replace(
+      outvars=self._jaxpr.outvars[start : start + sizes[i]]
+    )
+
+  def _evaluated(self, i: int, jaxpr: Any, args: Sequence[Any]) -> Any:
+    closed = jaxprs.ClosedJaxpr(jaxpr, self.closes_over)
+    return self._result(i, jaxprs.jaxpr_as_fun(closed)(*args))
+
+  def _result(self, i: int, traced: Iterable[Any]) -> Any:
+    """Returns a result that was not traced, but computed."""
+    values = iter(traced)
+    leaves = [next(values) if x is _TRACED else x for x in self._leaves[i]]
+    # A literal of the jaxpr is of a type of JAX's own.
+    leaves = [
+      jnp.asarray(x) if was is _TRACED and not isinstance(x, jax.Array) else x
+      for was, x in zip(self._leaves[i], leaves)
+    ]
+    return jax.tree.unflatten(self._trees[i], leaves)
+
+
+def _is_literal(v: Any) -> bool:
+  return isinstance(v, jaxprs.Literal)
+
+
+def _variables(atoms: Iterable[Any]) -> list[Any]:
+  return [v for v in atoms if not _is_literal(v)]
 
 
 # Stands for a leaf that is traced.
@@ -70,15 +145,12 @@ _TRACED = object()
 def _check_known(jaxpr: Any) -> None:
   """Raises if an output depends on an input."""
 
-  def is_unknown(v):
-    return not isinstance(v, jaxprs.Literal) and v in unknown
-
   unknown = set(jaxpr.invars)
   for eqn in jaxpr.eqns:
-    if any(map(is_unknown, eqn.invars)):
+    if not unknown.isdisjoint(_variables(eqn.invars)):
       unknown.update(eqn.outvars)
-  for v in jaxpr.outvars:
-    if is_unknown(v):
+  for v in _variables(jaxpr.outvars):
+    if v in unknown:
       raise DependsOnInput(v.aval)
 
 
@@ -91,13 +163,13 @@ def _needed_eqns(jaxpr: Any) -> list[Any]:
   all_outputs = [True] * len(jaxpr.outvars)
   jaxpr, _ = pe.dce_jaxpr(jaxpr, all_outputs, instantiate=True)
   # That keeps what has effects.
-  needed = {v for v in jaxpr.outvars if not isinstance(v, jaxprs.Literal)}
+  needed = set(_variables(jaxpr.outvars))
   eqns = []
   for eqn in reversed(jaxpr.eqns):
     if not any(v in needed for v in eqn.outvars):
       continue
     eqns.append(eqn)
-    needed.update(v for v in eqn.invars if not isinstance(v, jaxprs.Literal))
+    needed.update(_variables(eqn.invars))
   return eqns[::-1]
 
 

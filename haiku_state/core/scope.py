@@ -552,6 +552,7 @@ class Scope:
     # Where keys come from Haiku, a scope has no streams until it is lifted.
     count = self.rng_counters.get(name, 0) + 1
     self.rng_counters[name] = count
+    self._run.drawn += 1
     return stream.rng, (*stream.suffix, *self._suffix, count)
 
   # --- Variables ---

@@ -638,16 +638,23 @@ def test_scan_traces_its_body_once_where_twice_shows_nothing_more():
   options = dict(variable_broadcast='params', split_rngs={'params': False})
   scan = nn.scan(Body, **options)()
   xs = jnp.ones((4, 2, 3))
-  variables = scan.init(KEY, xs[0], xs)
 
-  def traces_of(**options):
+  def traces_of(run):
     traces.clear()
-    jax.eval_shape(lambda: scan.apply(variables, xs[0], xs, **options))
+    jax.eval_shape(run)
     return len(traces)
 
-  assert traces_of() == 1
-  # Parameters that may change must be seen not to depend on the step, and keys
-  # are counted in each trace.
-  assert traces_of(mutable=['params']) == 2
-  assert traces_of(rngs={'params': KEY}) == 2
-  assert traces_of(rngs={'dropout': KEY}) == 1  # It does not go in.
+  def of_apply(**options):
+    return traces_of(lambda: scan.apply(variables, xs[0], xs, **options))
+
+  variables = scan.init(KEY, xs[0], xs)
+  # Each key is for a parameter, which is there when the loop goes on.
+  assert traces_of(lambda: scan.init(KEY, xs[0], xs)) == 1
+  assert of_apply() == 1
+  assert of_apply(mutable=['params']) == 1
+  assert of_apply(rngs={'params': KEY}) == 1
+  assert of_apply(rngs={'dropout': KEY}) == 1  # It does not go in.
+  # For others, keys are counted in each of two traces.
+  options = dict(variable_axes={'params': 0}, split_rngs={'params': True})
+  scan = nn.scan(Body, **options)()
+  assert traces_of(lambda: scan.init(KEY, xs[0], xs)) == 2

@@ -12,13 +12,12 @@ import jax.numpy as jnp
 from haiku_state import _versions
 from haiku_state._axes import In, InOutAxis, InOutScanAxis, Out
 from haiku_state.core import axes_scan, meta
+from haiku_state.core._lift import one_trace
 from haiku_state.core._lift.autodiff import checkpoint
 from haiku_state.core._lift.packing import Pack, lifted, unzip
 from haiku_state.core.filters import (
   CollectionFilter,
   PRNGSequenceFilter,
-  intersect_filters,
-  is_filter_empty,
 )
 
 
@@ -207,19 +206,11 @@ def scan(
   rng_axes = tuple(0 if split else axes_scan.broadcast for split in splits)
   has_broadcast_outputs = axes_scan.broadcast in jax.tree.leaves(out_axes)
 
-  def may_vary(packed: Pack) -> bool:
-    """Returns whether a second trace of the function could show anything.
-
-    It could if something comes out that is broadcast. Keys that are drawn are
-    counted in each trace, so that both are needed to draw those of Flax.
-    """
-    return (
-      has_broadcast_outputs
-      or any(streams for group in packed.rngs for streams in group)
-      or any(
-        not is_filter_empty(intersect_filters(s.mutable, variable_broadcast))
-        for s in packed.tops
-      )
+  def keys_are_split(packed: Pack) -> bool:
+    """Returns whether parameters have other keys in each step, for all we know."""
+    return data_transform is not None or any(
+      is_split and any('params' in streams for streams in group)
+      for group, is_split in zip(packed.rngs, splits)
     )
 
   def inner(packed: Pack, init, *args):
@@ -246,8 +237,11 @@ def scan(
           made.setdefault(col, given[col])
       return broadcast_out, (carry_vars, c), (y, tuple(scanned_out))
 
+    first = one_trace.FirstTrace(
+      packed, variable_broadcast, step, keys_are_split(packed)
+    )
     loop = axes_scan.scan(
-      step,
+      first.step,
       in_axes=(variable_in_axes, rng_axes, in_axes),
       out_axes=(out_axes, variable_out_axes),
       length=length,
@@ -255,7 +249,8 @@ def scan(
       unroll=unroll,
       _split_transpose=_split_transpose,
       check_constancy_invariants=check_constancy_invariants
-      and may_vary(packed),
+      and (first.is_needed or has_broadcast_outputs),
+      shows_all=lambda: first.shows_all,
     )
     broadcast_vars, carry_vars, *scanned = packed.variables
     scanned = _with_axes(

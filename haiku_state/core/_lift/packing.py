@@ -43,7 +43,11 @@ class Pack:
   Attributes:
     variables: the collections that go in: for each group, for each scope.
     rngs: the key streams that go in: for each group, for each scope.
+    in_run: if it is set, from a scope that was taken and the new one to what
+      makes the store of that.
   """
+
+  in_run: Callable[[Scope, Scope], Callable[..., Any]] | None = None
 
   def __init__(
     self,
@@ -125,6 +129,8 @@ class Pack:
       flags=top.flags,
     )
     scope._run.haiku_root = top.haiku_path
+    if self.in_run is not None:
+      scope._run.in_run = self.in_run(top, scope)
     # The counts of keys go on across the border, in both directions.
     scope.rng_counters = top.rng_counters
     return scope

@@ -72,11 +72,15 @@ class Reached:
 
   def _take_out(self, x: Any) -> Any:
     """Returns a slot for a module or variable, anything else as it is."""
-    if isinstance(x, Module) and is_haikus(x):
-      bind_in_haiku(x)  # Inside it could not be: that is another run.
-    if isinstance(x, Variable) and isinstance(x.scope, Scope):
+    if isinstance(x, Variable):
+      if not isinstance(x.scope, Scope):
+        return x
       kind: Any = (x.collection, x.name, x.unbox)
-    elif isinstance(x, Module) and x.scope is not None:
+    elif isinstance(x, Module):
+      if is_haikus(x):
+        bind_in_haiku(x)  # Inside it could not be: that is another run.
+      if x.scope is None:
+        return x
       kind = weakref.ref(type(x))
     else:
       return x

@@ -42,6 +42,9 @@ def is_plain(value: Any) -> bool:
   if kind is tuple:
     # Shapes, axes, paddings: the most common of all fields.
     return all(map(is_plain, value))
+  if kind is FrozenDict:
+    # Filters of collections and of streams.
+    return all(type(k) is str and is_plain(x) for k, x in value.items())
   return isinstance(value, (np.dtype, enum.Enum))
 
 
