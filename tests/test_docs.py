@@ -20,7 +20,6 @@ import sys
 
 import jax
 import pytest
-from layers_compare import quick_compilation as quick_compilation
 
 import haiku_state
 

@@ -12,7 +12,6 @@ from drawn import variables as variables_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from layers_compare import assert_same_program
-from layers_compare import quick_compilation as quick_compilation
 from same_signature import assert_same_signature
 
 from haiku_state.linen import attention

@@ -19,7 +19,6 @@ from layers_compare import (
   assert_same_leaves,
   lowered_text,
 )
-from layers_compare import quick_compilation as quick_compilation
 
 import haiku_state.linen as nn
 from haiku_state.core import _shapes

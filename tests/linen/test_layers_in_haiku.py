@@ -16,7 +16,6 @@ from layers_compare import (
   assert_same_leaves,
   lowered_text,
 )
-from layers_compare import quick_compilation as quick_compilation
 from test_layers import ROWS, forward
 
 import haiku_state.linen as nn

@@ -12,7 +12,6 @@ import layers_table_b
 import pytest
 import test_layers
 from layers_compare import as_dict, assert_close, assert_same_leaves
-from layers_compare import quick_compilation as quick_compilation
 from test_layers import forward, gradient, initialized
 
 import haiku_state.linen as nn

@@ -11,7 +11,6 @@ from drawn import variables as variables_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from layers_compare import assert_same_program
-from layers_compare import quick_compilation as quick_compilation
 from same_signature import assert_same_signature
 
 import haiku_state.linen as nn
