@@ -3,7 +3,6 @@
 import ctypes
 import gc
 import importlib.metadata
-import itertools
 import os
 import sys
 from pathlib import Path
@@ -102,19 +101,12 @@ def pytest_configure(config):
     )
 
 
-def pytest_collection_modifyitems(config, items):
+def pytest_ignore_collect(collection_path):
   which = os.environ[WHICH]
-  if which == 'all':
-    return
-  here = Path(__file__).parent
-
-  def is_left_out(item):
-    path = item.path.relative_to(here).as_posix()
-    return path.startswith(LONG) != (which == 'long')
-
-  left_out = list(filter(is_left_out, items))
-  config.hook.pytest_deselected(items=left_out)
-  items[:] = itertools.filterfalse(is_left_out, list(items))
+  if which == 'all' or collection_path.is_dir():
+    return None
+  path = collection_path.relative_to(Path(__file__).parent).as_posix()
+  return path.startswith(LONG) != (which == 'long') or None
 
 
 @pytest.fixture
