@@ -109,6 +109,12 @@ def pytest_ignore_collect(collection_path):
   return path.startswith(LONG) != (which == 'long') or None
 
 
+def pytest_collection_finish():
+  """Has Python look for garbage seldom, and not among what is there to stay."""
+  gc.freeze()
+  gc.set_threshold(20_000, 20, 20)
+
+
 @pytest.fixture
 def old_flax(monkeypatch):
   """Returns the Flax that is there if it is older than the tests' oracle."""
