@@ -5,6 +5,7 @@ A new file must be entered in `LAYERS`: where it stands is a decision.
 
 import ast
 import dataclasses
+import functools
 import pathlib
 import subprocess
 import sys
@@ -197,9 +198,12 @@ def imports(tree: ast.AST, lazy=False, for_types=False) -> list[Import]:
   return found
 
 
-IMPORTS = {
-  name: imports(ast.parse(path.read_text())) for name, path in MODULES.items()
-}
+@functools.cache
+def all_imports() -> dict[str, list[Import]]:
+  """Returns the imports of each file of the package."""
+  return {
+    name: imports(ast.parse(path.read_text())) for name, path in MODULES.items()
+  }
 
 
 def ours(name: str, for_types: bool = False) -> list[tuple[str, bool]]:
@@ -211,7 +215,7 @@ def ours(name: str, for_types: bool = False) -> list[tuple[str, bool]]:
   """
   return [
     (short(found.name), found.lazy)
-    for found in IMPORTS[name]
+    for found in all_imports()[name]
     if found.name.split('.')[0] == 'haiku_state'
     and found.for_types == for_types
   ]
@@ -254,7 +258,7 @@ def test_imports_for_types_go_one_way():
 
 def test_each_file_of_core_can_be_read_after_those_that_it_imports():
   used_by = {
-    name: {short(found.name) for found in IMPORTS[name]} & set(MODULES)
+    name: {short(found.name) for found in all_imports()[name]} & set(MODULES)
     for name in MODULES
     if name.split('.')[0] == 'core'
   }
@@ -279,14 +283,14 @@ def test_few_files_know_haiku():
   found = {
     name
     for name in MODULES
-    if any(i.name.split('.')[0] == 'haiku' for i in IMPORTS[name])
+    if any(i.name.split('.')[0] == 'haiku' for i in all_imports()[name])
   }
   assert found == KNOWS_HAIKU
 
 
 @pytest.mark.parametrize('name', sorted(MODULES))
 def test_nothing_private_and_no_flax(name):
-  for found in IMPORTS[name]:
+  for found in all_imports()[name]:
     parts = found.name.split('.')
     assert parts[0] != 'flax', found
     assert '_src' not in parts, found
@@ -309,7 +313,7 @@ def test_extras_are_not_needed_to_import_the_package():
   extras = sorted(
     {
       i.name.split('.')[0]
-      for found in IMPORTS.values()
+      for found in all_imports().values()
       for i in found
       if i.name.split('.')[0]
       not in {'haiku_state', *RUN_TIME, *sys.stdlib_module_names}
