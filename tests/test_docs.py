@@ -22,6 +22,7 @@ import jax
 import pytest
 
 import haiku_state
+from haiku_state import port
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 DOCUMENTS = [
@@ -68,7 +69,12 @@ def blocks(path: pathlib.Path) -> list[tuple[int, str]]:
 
 
 @pytest.mark.parametrize(
-  'path', DOCUMENTS, ids=[str(p.relative_to(REPOSITORY)) for p in DOCUMENTS]
+  'path',
+  [
+    pytest.param(path, id=name, marks=pytest.mark.long if name in ALONE else ())
+    for path in DOCUMENTS
+    for name in [str(path.relative_to(REPOSITORY))]
+  ],
 )
 def test_document_runs(path, tmp_path, monkeypatch):
   skip_if_jax_is_too_old(str(path.relative_to(REPOSITORY)))
@@ -130,6 +136,7 @@ def start_alone(program, **environ):
   )
 
 
+@pytest.mark.long
 def test_two_processes_of_the_document(tmp_path):
   name = 'docs/many_devices.md'
   skip_if_jax_is_too_old(name)
@@ -172,22 +179,18 @@ WITH_COMMANDS = [p for p in DOCUMENTS if _CONSOLE.search(p.read_text())]
 @pytest.mark.parametrize(
   'path', WITH_COMMANDS, ids=[p.stem for p in WITH_COMMANDS]
 )
-def test_commands_print_what_is_shown(path, tmp_path):
+def test_commands_print_what_is_shown(path, tmp_path, monkeypatch, capsys):
   pytest.importorskip('libcst')
+  monkeypatch.chdir(tmp_path)
   text = path.read_text()
   for match in _FILE.finditer(text):
     (tmp_path / match[3]).write_text(match[2])
   for block in _CONSOLE.findall(text):
     for command, shown in _COMMAND.findall(block):
       assert command.startswith('haiku-state '), 'other commands are not run'
-      ran = subprocess.run(
-        [sys.executable, '-m', 'haiku_state', *shlex.split(command)[1:]],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env={**os.environ, 'PYTHONPATH': str(REPOSITORY)},
-      )
-      assert_same_words(ran.stdout + ran.stderr, shown)
+      port.main(shlex.split(command)[1:])
+      printed = capsys.readouterr()
+      assert_same_words(printed.out + printed.err, shown)
 
 
 def assert_same_words(printed, shown):
