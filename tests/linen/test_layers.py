@@ -28,10 +28,16 @@ if importlib.util.find_spec('layers_table_b'):
   ROWS += importlib.import_module('layers_table_b').ROWS
 
 over_rows = pytest.mark.parametrize('row', ROWS, ids=lambda row: row.name)
+# One of them for `pytest` alone.
 over_dtypes = pytest.mark.parametrize(
   'row, dtype',
   [
-    pytest.param(row, dtype, id=f'{row.name}-{dtype}')
+    pytest.param(
+      row,
+      dtype,
+      id=f'{row.name}-{dtype}',
+      marks=() if dtype == row.dtypes[0] else pytest.mark.long,
+    )
     for row in ROWS
     for dtype in row.dtypes
   ],
@@ -106,7 +112,13 @@ def test_output_and_updates_are_those_of_flax(row, flax_nn):
 
 
 @over_rows
-@pytest.mark.parametrize('transform', [gradient, mapped], ids=['grad', 'vmap'])
+@pytest.mark.parametrize(
+  'transform',
+  [
+    pytest.param(gradient, id='grad'),
+    pytest.param(mapped, id='vmap', marks=pytest.mark.long),
+  ],
+)
 def test_lowered_transform_is_that_of_flax(row, transform, flax_nn):
   layer, variables = initialized(row, nn)
   theirs, _ = initialized(row, flax_nn)
