@@ -19,6 +19,7 @@ from layers_compare import (
   assert_same_leaves,
   lowered_text,
 )
+from left_out import all_but
 
 import haiku_state.linen as nn
 from haiku_state.core import _shapes
@@ -113,11 +114,7 @@ def test_output_and_updates_are_those_of_flax(row, flax_nn):
 
 @over_rows
 @pytest.mark.parametrize(
-  'transform',
-  [
-    pytest.param(gradient, id='grad'),
-    pytest.param(mapped, id='vmap', marks=pytest.mark.long),
-  ],
+  'transform', all_but([gradient], [gradient, mapped]), ids=['grad', 'vmap']
 )
 def test_lowered_transform_is_that_of_flax(row, transform, flax_nn):
   layer, variables = initialized(row, nn)

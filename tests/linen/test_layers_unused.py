@@ -61,6 +61,7 @@ def test_jit_agrees_and_traces_once(row):
   test_layers.test_jit_agrees_and_traces_once(row)
 
 
+@pytest.mark.long
 @over_rows
 def test_vmap_agrees(row):
   layer, variables = initialized(row, nn)
