@@ -15,7 +15,7 @@ from optimizer_table import ROWS
 from haiku_state import optim
 
 # A compiled step costs nothing; one that is not, a hundred operations.
-STEPS = {True: 50, False: 8}
+STEPS = {True: 20, False: 8}
 
 
 def hyper_params(row, **overrides):
