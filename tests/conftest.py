@@ -68,6 +68,7 @@ for name in [n for n in sys.modules if n.split('.')[0] == 'haiku']:
 # it tries a fifth. `--long` has just that, and the name of a file or `--all` has
 # all.
 LONG = (
+  'test_benchmarks.py',
   'test_document.py',
   'test_examples.py',
   'test_lifted_in_haiku.py',
