@@ -2,18 +2,24 @@
 
 import ctypes
 import gc
+import importlib.metadata
 import itertools
 import os
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 flags = os.environ.get('XLA_FLAGS', '')
 if 'xla_force_host_platform_device_count' not in flags:
-  os.environ['XLA_FLAGS'] = (
-    f'{flags} --xla_force_host_platform_device_count=4'.strip()
-  )
+  flags += ' --xla_force_host_platform_device_count=4'
+# What XLA fuses it compiles for much longer than it runs here. A flag that XLA
+# does not know ends the process: only of these versions is it known.
+KNOWN = ('0.10.',)
+if importlib.metadata.version('jaxlib').startswith(KNOWN):
+  flags += ' --xla_cpu_use_fusion_emitters=false'
+os.environ['XLA_FLAGS'] = flags.strip()
 
 
 import haiku as hk  # noqa: E402, F401
@@ -57,8 +63,10 @@ for name in [n for n in sys.modules if n.split('.')[0] == 'haiku']:
     del sys.modules[name]
 
 
-# What takes long, and tells least of a change. `pytest` alone leaves it out, and
-# the name of a file, `--long` or `--all` does not.
+# What takes long, and tells least of a change: these files, and single tests
+# with the mark `long`. `pytest` alone leaves it out, and of what hypothesis draws
+# it tries a fifth. `--long` has just that, and the name of a file or `--all` has
+# all.
 LONG = (
   'test_benchmark_processes.py',
   'test_document.py',
@@ -91,27 +99,47 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+  config.addinivalue_line('markers', 'long: left out by `pytest` alone')
   if not hasattr(config, 'workerinput'):
     is_named = config.args_source is not config.ArgsSource.TESTPATHS
     is_whole = is_named or config.option.all
     os.environ[WHICH] = (
       'long' if config.option.long else 'all' if is_whole else 'short'
     )
+  if os.environ[WHICH] == 'short':
+    few = hypothesis.settings.default.max_examples // 5
+    hypothesis.settings.register_profile('short', max_examples=few)
+    hypothesis.settings.load_profile('short')
+
+
+def is_long(path):
+  return path.relative_to(Path(__file__).parent).as_posix().startswith(LONG)
+
+
+def pytest_ignore_collect(collection_path):
+  return os.environ[WHICH] == 'short' and is_long(collection_path) or None
 
 
 def pytest_collection_modifyitems(config, items):
   which = os.environ[WHICH]
   if which == 'all':
     return
-  here = Path(__file__).parent
 
   def is_left_out(item):
-    path = item.path.relative_to(here).as_posix()
-    return path.startswith(LONG) != (which == 'long')
+    is_marked = is_long(item.path) or item.get_closest_marker('long')
+    if which == 'short':
+      return is_marked
+    return not is_marked and not hypothesis.is_hypothesis_test(item.obj)
 
   left_out = list(filter(is_left_out, items))
   config.hook.pytest_deselected(items=left_out)
   items[:] = itertools.filterfalse(is_left_out, list(items))
+
+
+def pytest_collection_finish():
+  """Has Python look for garbage seldom, and not among what is there to stay."""
+  gc.freeze()
+  gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.fixture

@@ -39,9 +39,6 @@ def needs_optax(version):
   )
 
 
-# Before, the gradient of `jax.checkpoint` in a scan is wrong if most
-# optimizations are off.
-CAN_COMPILE_BADLY = JAX >= (0, 5)
 # Tests of programs that are compiled as they are written.
 as_written = needs_jax(0, 5)
 

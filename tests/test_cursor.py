@@ -335,7 +335,7 @@ trees = st.dictionaries(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(deadline=None)
 @given(trees, st.integers(0, 9))
 def test_same_as_flax(tree, number):
   theirs = pytest.importorskip('flax.cursor')

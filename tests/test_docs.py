@@ -20,9 +20,9 @@ import sys
 
 import jax
 import pytest
-from layers_compare import quick_compilation as quick_compilation
 
 import haiku_state
+from haiku_state import port
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 DOCUMENTS = [
@@ -40,6 +40,12 @@ NEED_JAX = {
 }
 # Documents that choose their devices, and so run in a process of their own.
 ALONE = {'docs/many_devices.md'}
+# Documents that take long, for which others stand in `pytest` alone.
+LONG = ALONE | {
+  'docs/coming_from_haiku_flax.md',
+  'docs/flax_optim.md',
+  'docs/layers.md',
+}
 # What JAX imports when a program is saved, and says in words only.
 JAX_EXTRA = 'flatbuffers'
 
@@ -69,7 +75,12 @@ def blocks(path: pathlib.Path) -> list[tuple[int, str]]:
 
 
 @pytest.mark.parametrize(
-  'path', DOCUMENTS, ids=[str(p.relative_to(REPOSITORY)) for p in DOCUMENTS]
+  'path',
+  [
+    pytest.param(path, id=name, marks=pytest.mark.long if name in LONG else ())
+    for path in DOCUMENTS
+    for name in [str(path.relative_to(REPOSITORY))]
+  ],
 )
 def test_document_runs(path, tmp_path, monkeypatch):
   skip_if_jax_is_too_old(str(path.relative_to(REPOSITORY)))
@@ -131,6 +142,7 @@ def start_alone(program, **environ):
   )
 
 
+@pytest.mark.long
 def test_two_processes_of_the_document(tmp_path):
   name = 'docs/many_devices.md'
   skip_if_jax_is_too_old(name)
@@ -173,22 +185,18 @@ WITH_COMMANDS = [p for p in DOCUMENTS if _CONSOLE.search(p.read_text())]
 @pytest.mark.parametrize(
   'path', WITH_COMMANDS, ids=[p.stem for p in WITH_COMMANDS]
 )
-def test_commands_print_what_is_shown(path, tmp_path):
+def test_commands_print_what_is_shown(path, tmp_path, monkeypatch, capsys):
   pytest.importorskip('libcst')
+  monkeypatch.chdir(tmp_path)
   text = path.read_text()
   for match in _FILE.finditer(text):
     (tmp_path / match[3]).write_text(match[2])
   for block in _CONSOLE.findall(text):
     for command, shown in _COMMAND.findall(block):
       assert command.startswith('haiku-state '), 'other commands are not run'
-      ran = subprocess.run(
-        [sys.executable, '-m', 'haiku_state', *shlex.split(command)[1:]],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env={**os.environ, 'PYTHONPATH': str(REPOSITORY)},
-      )
-      assert_same_words(ran.stdout + ran.stderr, shown)
+      port.main(shlex.split(command)[1:])
+      printed = capsys.readouterr()
+      assert_same_words(printed.out + printed.err, shown)
 
 
 def assert_same_words(printed, shown):
@@ -247,14 +255,34 @@ def test_doctests_are_found():
   assert any(test.examples for test in finder.find(module))
 
 
+# What no docstring has; files without it need not be parsed.
+_OTHER_VOICE = re.compile(r'``|["\'\\]\s*It ')
+
+
 def test_docstrings_speak_with_one_voice():
   wrong = [
-    f'{path.relative_to(REPOSITORY)}:{node.lineno}'
+    f'{path.relative_to(REPOSITORY)}:{line}'
     for folder in ('haiku_state', 'tests', 'examples', 'benchmarks')
     for path in (REPOSITORY / folder).rglob('*.py')
-    for node in ast.walk(ast.parse(path.read_text()))
+    for line in lines_of_another_voice(path.read_text())
+  ]
+  assert not wrong, 'begin with a verb, or a noun for a class; one backtick'
+
+
+def lines_of_another_voice(text: str) -> list[int]:
+  if not _OTHER_VOICE.search(text):
+    return []
+  return [
+    node.lineno
+    for node in ast.walk(ast.parse(text))
     if isinstance(node, (ast.ClassDef, ast.FunctionDef))
     for doc in [ast.get_docstring(node) or '']
     if doc.startswith('It ') or '``' in doc
   ]
-  assert not wrong, 'begin with a verb, or a noun for a class; one backtick'
+
+
+@pytest.mark.parametrize('doc', ['It is.', '\n It is.', 'Is.\n\n``it``\n'])
+@pytest.mark.parametrize('quotes', ['"""', "'''", 'r"""'])
+def test_another_voice_is_heard(doc, quotes):
+  docstring = f'{quotes}{doc}{quotes[-3:]}'
+  assert lines_of_another_voice(f'class A:\n  def f(self):\n    {docstring}\n')

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import pytest
-from layers_compare import quick_compilation as quick_compilation
 
 EXAMPLES = pathlib.Path(__file__).parents[1] / 'examples'
 

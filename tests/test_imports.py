@@ -5,6 +5,7 @@ A new file must be entered in `LAYERS`: where it stands is a decision.
 
 import ast
 import dataclasses
+import functools
 import importlib
 import pathlib
 import subprocess
@@ -200,9 +201,12 @@ def imports(tree: ast.AST, lazy=False, for_types=False) -> list[Import]:
   return found
 
 
-IMPORTS = {
-  name: imports(ast.parse(path.read_text())) for name, path in MODULES.items()
-}
+@functools.cache
+def all_imports() -> dict[str, list[Import]]:
+  """Returns the imports of each file of the package."""
+  return {
+    name: imports(ast.parse(path.read_text())) for name, path in MODULES.items()
+  }
 
 
 def ours(name: str, for_types: bool = False) -> list[tuple[str, bool]]:
@@ -214,7 +218,7 @@ def ours(name: str, for_types: bool = False) -> list[tuple[str, bool]]:
   """
   return [
     (short(found.name), found.lazy)
-    for found in IMPORTS[name]
+    for found in all_imports()[name]
     if found.name.split('.')[0] == 'haiku_state'
     and found.for_types == for_types
   ]
@@ -257,7 +261,7 @@ def test_imports_for_types_go_one_way():
 
 def test_each_file_of_core_can_be_read_after_those_that_it_imports():
   used_by = {
-    name: {short(found.name) for found in IMPORTS[name]} & set(MODULES)
+    name: {short(found.name) for found in all_imports()[name]} & set(MODULES)
     for name in MODULES
     if name.split('.')[0] == 'core'
   }
@@ -282,14 +286,14 @@ def test_few_files_know_haiku():
   found = {
     name
     for name in MODULES
-    if any(i.name.split('.')[0] == 'haiku' for i in IMPORTS[name])
+    if any(i.name.split('.')[0] == 'haiku' for i in all_imports()[name])
   }
   assert found == KNOWS_HAIKU
 
 
 @pytest.mark.parametrize('name', sorted(MODULES))
 def test_nothing_private_and_no_flax(name):
-  for found in IMPORTS[name]:
+  for found in all_imports()[name]:
     parts = found.name.split('.')
     assert parts[0] != 'flax', found
     assert '_src' not in parts, found
@@ -312,7 +316,7 @@ def test_extras_are_not_needed_to_import_the_package():
   extras = sorted(
     {
       i.name.split('.')[0]
-      for found in IMPORTS.values()
+      for found in all_imports().values()
       for i in found
       if i.name.split('.')[0]
       not in {'haiku_state', *RUN_TIME, *sys.stdlib_module_names}

@@ -419,7 +419,7 @@ _LEAVES = (
 )
 
 
-@hypothesis.settings(max_examples=60, deadline=None)
+@hypothesis.settings(deadline=None)
 @hypothesis.given(_trees(_LEAVES))
 def test_any_tree_comes_back(tree):
   data = serialization.to_bytes(tree)
@@ -429,7 +429,6 @@ def test_any_tree_comes_back(tree):
 
 
 @hypothesis.settings(
-  max_examples=60,
   deadline=None,
   suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
 )
@@ -470,7 +469,9 @@ def _restore_or_refuse(data, target=None):
     return error
 
 
-@hypothesis.settings(max_examples=300, deadline=None)
+@hypothesis.settings(
+  max_examples=3 * hypothesis.settings.default.max_examples, deadline=None
+)
 @hypothesis.given(st.data())
 def test_damaged_bytes(data):
   damaged = bytearray(VALID)
@@ -483,7 +484,9 @@ def test_damaged_bytes(data):
   _restore_or_refuse(bytes(damaged), {'a': 1, 'b': [1, 2], 'c': Layer(1)})
 
 
-@hypothesis.settings(max_examples=300, deadline=None)
+@hypothesis.settings(
+  max_examples=3 * hypothesis.settings.default.max_examples, deadline=None
+)
 @hypothesis.given(st.binary(max_size=60))
 def test_random_bytes(data):
   _restore_or_refuse(data)

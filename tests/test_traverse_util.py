@@ -106,7 +106,7 @@ _NESTED = st.recursive(
 _DICTS = st.dictionaries(st.text('abc.', max_size=3), _NESTED, max_size=4)
 
 
-@hypothesis.settings(max_examples=60, deadline=None)
+@hypothesis.settings(deadline=None)
 @hypothesis.given(_DICTS)
 def test_unflatten_is_the_inverse(nested):
   assert unflatten_dict(flatten_dict(nested, keep_empty_nodes=True)) == nested
@@ -114,7 +114,7 @@ def test_unflatten_is_the_inverse(nested):
   assert unflatten_dict(flat, sep='/') == nested
 
 
-@hypothesis.settings(max_examples=60, deadline=None)
+@hypothesis.settings(deadline=None)
 @hypothesis.given(
   _DICTS, st.booleans(), st.sampled_from([None, '/', '.']), st.booleans()
 )

@@ -167,7 +167,7 @@ mappings = st.dictionaries(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(deadline=None)
 @given(mappings, mappings)
 def test_hashable_mapping(a, b):
   x, y = typing.HashableMapping(a), typing.HashableMapping(b)

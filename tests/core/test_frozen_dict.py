@@ -44,7 +44,7 @@ trees = st.dictionaries(
   ),
   max_size=4,
 )
-law = settings(max_examples=40, deadline=None)
+law = settings(deadline=None)
 
 
 @pytest.fixture

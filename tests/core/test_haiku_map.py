@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from haiku_state.core import FrozenDict, _bundles, _names
 
 quick = settings(
-  max_examples=100,
   deadline=None,
   suppress_health_check=[HealthCheck.too_slow],
 )
@@ -269,7 +268,7 @@ hostile = st.dictionaries(
 )
 
 
-@settings(parent=quick, max_examples=500)
+@settings(parent=quick, max_examples=5 * settings.default.max_examples)
 @given(hostile, hostile, roots)
 def test_every_dictionary_comes_back_or_is_refused(params, state, root):
   try:

@@ -81,7 +81,7 @@ boxed = st.recursive(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(deadline=None)
 @given(boxed)
 def test_replace_boxed_undoes_unbox(tree):
   values = meta.unbox(tree)

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from layers_compare import quick_compilation as quick_compilation
 
 from haiku_state import interop
 

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from layers_compare import quick_compilation as quick_compilation
 
 from haiku_state import interop
 from haiku_state import linen as nn

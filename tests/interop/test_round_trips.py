@@ -161,7 +161,6 @@ trees = st.dictionaries(
 
 @pytest.mark.parametrize('kind', FORMATS)
 @settings(
-  max_examples=60,
   deadline=None,
   suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

@@ -48,7 +48,7 @@ def dropping_empty(variables):
   return {col: tree for col, tree in variables.items() if tree}
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None)
 @given(paths, paths, st.sampled_from([None, 'mlp', 'a/~/b']))
 def test_to_haiku_and_back(params, stats, root):
   variables = dropping_empty(
@@ -71,7 +71,7 @@ bundles = st.dictionaries(
 )
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None)
 @given(bundles, bundles)
 def test_from_haiku_and_back(params, state):
   assert interop.to_haiku(interop.from_haiku(params, state)) == (params, state)
@@ -86,7 +86,7 @@ odd_bundles = st.dictionaries(
 )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=3 * settings.default.max_examples)
 @given(odd_bundles, odd_bundles, st.sampled_from([None, 'a', 'a/~/b']))
 @example({}, {'': {'': 0}, 'b': {'/:0': 0}}, None)
 @example({}, {'': {'': 0}, '~': {'/:b': 0}}, None)
@@ -104,7 +104,7 @@ def test_every_haiku_dictionary_comes_back_or_is_refused(params, state, root):
     assert any('/' in col for col in variables)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None)
 @given(plain_paths, plain_paths)
 def test_lifted_and_back(params, stats):
   variables = dropping_empty({'params': nest(params), 'st': nest(stats)})

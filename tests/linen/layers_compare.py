@@ -5,17 +5,8 @@ import functools
 import jax
 import numpy as np
 import pytest
-from jax_names import CAN_COMPILE_BADLY
 
 import haiku_state.linen as nn
-
-
-@pytest.fixture(autouse=True, scope='module')
-def quick_compilation():
-  """Halves the time that the tests of the importing file spend in XLA."""
-  jax.config.update('jax_disable_most_optimizations', CAN_COMPILE_BADLY)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
 
 
 def lowered_text(f, *args, keep_unused=True):

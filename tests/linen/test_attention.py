@@ -12,7 +12,6 @@ from drawn import variables as variables_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from layers_compare import assert_same_program
-from layers_compare import quick_compilation as quick_compilation
 from same_signature import assert_same_signature
 
 from haiku_state.linen import attention
@@ -48,7 +47,11 @@ def test_signature_is_that_of_flax(name):
   assert_same_signature(getattr(attention, name), getattr(flax, name))
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(
+  max_examples=settings.default.max_examples // 5,
+  deadline=None,
+  derandomize=True,
+)
 @given(data=st.data())
 def test_drawn_attention_is_that_of_flax(data):
   draw = data.draw

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from layers_compare import assert_same_leaves
-from layers_compare import quick_compilation as quick_compilation
 
 import haiku_state.linen as nn
 from haiku_state.linen import batch_apply

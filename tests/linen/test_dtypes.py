@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax_names import enable_x64
-from layers_compare import quick_compilation as quick_compilation
 
 from haiku_state.linen import activation, dtypes, initializers, linear
 

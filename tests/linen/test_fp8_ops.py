@@ -12,7 +12,6 @@ from drawn import normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
-from layers_compare import quick_compilation as quick_compilation
 from same_signature import assert_same_signature
 
 import haiku_state.linen as nn

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from layers_compare import quick_compilation as quick_compilation
 
 from haiku_state import errors
 from haiku_state import linen as ours

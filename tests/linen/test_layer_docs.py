@@ -4,7 +4,6 @@ import importlib
 import inspect
 
 import pytest
-from layers_compare import quick_compilation as quick_compilation
 
 MODULES = (
   'activation batch_apply combinators dtypes initializers linear normalization '

@@ -5,7 +5,6 @@ import re
 import jax
 import jax.numpy as jnp
 import pytest
-from layers_compare import quick_compilation as quick_compilation
 
 import haiku_state.linen as nn
 

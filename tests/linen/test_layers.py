@@ -19,7 +19,7 @@ from layers_compare import (
   assert_same_leaves,
   lowered_text,
 )
-from layers_compare import quick_compilation as quick_compilation
+from left_out import all_but
 
 import haiku_state.linen as nn
 from haiku_state.core import _shapes
@@ -28,11 +28,27 @@ ROWS = list(layers_table.ROWS)
 if importlib.util.find_spec('layers_table_b'):
   ROWS += importlib.import_module('layers_table_b').ROWS
 
+
+def one_of_each(rows):
+  """Returns the first row of each class of layers."""
+  return list({type(row.make(nn)): row for row in reversed(rows)}.values())
+
+
 over_rows = pytest.mark.parametrize('row', ROWS, ids=lambda row: row.name)
+# The other rows are left to `--long`.
+over_classes = pytest.mark.parametrize(
+  'row', all_but(one_of_each(ROWS), ROWS), ids=lambda row: row.name
+)
+# One of them for `pytest` alone.
 over_dtypes = pytest.mark.parametrize(
   'row, dtype',
   [
-    pytest.param(row, dtype, id=f'{row.name}-{dtype}')
+    pytest.param(
+      row,
+      dtype,
+      id=f'{row.name}-{dtype}',
+      marks=() if dtype == row.dtypes[0] else pytest.mark.long,
+    )
     for row in ROWS
     for dtype in row.dtypes
   ],
@@ -106,8 +122,10 @@ def test_output_and_updates_are_those_of_flax(row, flax_nn):
   assert_same_leaves({'out': got[0], **got[1]}, {'out': want[0], **want[1]})
 
 
-@over_rows
-@pytest.mark.parametrize('transform', [gradient, mapped], ids=['grad', 'vmap'])
+@over_classes
+@pytest.mark.parametrize(
+  'transform', all_but([gradient], [gradient, mapped]), ids=['grad', 'vmap']
+)
 def test_lowered_transform_is_that_of_flax(row, transform, flax_nn):
   layer, variables = initialized(row, nn)
   theirs, _ = initialized(row, flax_nn)
@@ -141,7 +159,7 @@ def test_lowered_forward_is_that_of_flax_in_each_dtype(row, dtype, flax_nn):
     assert texts[0] == texts[1]
 
 
-@over_rows
+@over_classes
 def test_jit_agrees_and_traces_once(row):
   layer, variables = initialized(row, nn)
   run, args = forward(layer, row), row.args()

@@ -16,8 +16,8 @@ from layers_compare import (
   assert_same_leaves,
   lowered_text,
 )
-from layers_compare import quick_compilation as quick_compilation
-from test_layers import ROWS, forward
+from left_out import all_but
+from test_layers import ROWS, forward, one_of_each
 
 import haiku_state.linen as nn
 from haiku_state import serialization
@@ -27,7 +27,9 @@ ALL_ROWS = [*ROWS, *layers_table_b.UNUSED]
 
 
 def over(rows):
-  return pytest.mark.parametrize('row', rows, ids=lambda row: row.name)
+  """Returns the mark that leaves all but one of each class to `--long`."""
+  values = all_but(one_of_each(rows), rows)
+  return pytest.mark.parametrize('row', values, ids=lambda row: row.name)
 
 
 over_rows = over(ALL_ROWS)

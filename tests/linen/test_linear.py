@@ -13,7 +13,6 @@ from layers_compare import (
   assert_same_leaves,
   assert_same_program,
 )
-from layers_compare import quick_compilation as quick_compilation
 
 import haiku_state.linen as nn
 from haiku_state.linen import linear

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax_names import needs_notes, told
 from layers_compare import as_dict, assert_same_leaves, lowered_text
-from layers_compare import quick_compilation as quick_compilation
 
 import haiku_state.linen as nn
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from jax import lax
 from layers_compare import lowered_text
-from layers_compare import quick_compilation as quick_compilation
 
 import haiku_state.linen as nn
 from haiku_state.linen import pooling

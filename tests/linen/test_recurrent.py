@@ -11,7 +11,6 @@ from drawn import variables as variables_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from layers_compare import assert_same_program
-from layers_compare import quick_compilation as quick_compilation
 from same_signature import assert_same_signature
 
 import haiku_state.linen as nn
@@ -45,7 +44,11 @@ def test_signature_is_that_of_flax(name):
     assert_same_signature(ours.initialize_carry, theirs.initialize_carry)
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(
+  max_examples=settings.default.max_examples // 5,
+  deadline=None,
+  derandomize=True,
+)
 @given(data=st.data())
 def test_drawn_rnn_is_that_of_flax(data):
   draw = data.draw

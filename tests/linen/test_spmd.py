@@ -72,7 +72,7 @@ def test_logical_to_mesh_axes(array_names, rules, expected):
     assert spmd.logical_to_mesh_axes(array_names) == PartitionSpec(*expected)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(deadline=None)
 @given(
   st.lists(names, max_size=5, unique_by=lambda n: n or object()).map(tuple),
   st.lists(st.tuples(st.sampled_from('abcde'), mesh_axes), max_size=6),

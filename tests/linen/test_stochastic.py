@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from layers_compare import assert_same_program
-from layers_compare import quick_compilation as quick_compilation
 
 import haiku_state.linen as nn
 

@@ -6,7 +6,6 @@ import warnings
 import jax
 import jax.numpy as jnp
 import numpy as np
-from layers_compare import quick_compilation as quick_compilation
 from module_compare import KEY, Programs, X, assert_same_as_flax, attempt
 
 import haiku_state.linen as nn

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from layers_compare import as_dict, assert_close
-from layers_compare import quick_compilation as quick_compilation
 from module_compare import KEY, X
 
 from haiku_state import errors, linen

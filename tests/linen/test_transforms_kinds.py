@@ -14,7 +14,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
-from layers_compare import quick_compilation as quick_compilation
 from module_compare import assert_equal, flag, plain
 
 X = jnp.arange(6.0).reshape(2, 3) / 6

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from layers_compare import quick_compilation as quick_compilation
 from module_compare import KEY, Programs, X, assert_same_as_flax, attempt
 
 from haiku_state import linen

@@ -211,8 +211,13 @@ def test_vmap(name):
   make = MAKERS[name]
   several = jax.tree.map(lambda p: jnp.stack([p, 2 * p + 1]), params())
   several_grads = jax.tree.map(lambda g: jnp.stack([g, -3 * g]), grads())
-  optimizers = jax.vmap(make().create)(several)
-  result = jax.vmap(lambda o, g: o.apply_gradient(g))(optimizers, several_grads)
+
+  @jax.jit  # Each operation by itself would take long to compile.
+  @jax.vmap
+  def created_and_applied(params, grads):
+    return make().create(params).apply_gradient(grads)
+
+  result = created_and_applied(several, several_grads)
   for i in range(2):
     one = make().create(at(several, i))
     assert_close(at(result, i), apply_gradient(one, at(several_grads, i), {}))

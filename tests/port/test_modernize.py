@@ -236,7 +236,7 @@ STATEMENTS = [
 ]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None)
 @given(
   st.lists(st.sampled_from(STATEMENTS), max_size=7),
   st.sampled_from(['\n', '\r\n']),

@@ -11,7 +11,6 @@ import shutil
 
 import jax
 import pytest
-from layers_compare import quick_compilation as quick_compilation
 
 from haiku_state import config
 from haiku_state.port import _modernize, main, run_path

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from left_out import all_but
 
 from haiku_state.configurations import config
 from haiku_state.training import _multiprocess_arrays, checkpoints
@@ -136,8 +137,13 @@ _SCENARIOS = {
   ),
 }
 
+# Orbax takes long.
+_SHORT = [name for name in _SCENARIOS if 'orbax' not in name] + [
+  'orbax, the next'
+]
 
-@pytest.mark.parametrize('name', _SCENARIOS)
+
+@pytest.mark.parametrize('name', all_but(_SHORT, _SCENARIOS))
 def test_old_or_new_is_there_whole(name, tmp_path, bomb):
   old_saves, (step, use_orbax, kwargs), steps_after, at_least = _SCENARIOS[name]
   if use_orbax or any(orbax for _, orbax, _ in old_saves):

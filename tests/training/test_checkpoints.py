@@ -599,7 +599,7 @@ _NUMBERED = st.text('-+.e0123ab_/', max_size=8)
 
 
 @given(st.lists(_NUMBERED, max_size=6), st.booleans())
-@settings(max_examples=100, deadline=None)
+@settings(deadline=None)
 def test_natural_sort_is_flax(names, signed):
   theirs = pytest.importorskip('flax.training.checkpoints')
   ours = checkpoints.natural_sort(names, signed)
