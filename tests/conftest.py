@@ -69,6 +69,7 @@ for name in [n for n in sys.modules if n.split('.')[0] == 'haiku']:
 # all.
 LONG = (
   'test_benchmark_processes.py',
+  'test_benchmarks.py',
   'test_document.py',
   'test_examples.py',
   'test_lifted_in_haiku.py',
