@@ -43,6 +43,10 @@ class InHaiku:
     """The trace that the first parameter was made in."""
     return tracers.Trace()
 
+  @property
+  def initial_trace(self) -> tracers.Trace:
+    return self.trace
+
   def level(self, place: Place, col: str) -> Mapping[str, Any]:
     return self.variables(place).get(col, NOTHING)
 

@@ -24,13 +24,13 @@ from haiku_state.core.filters import DenyList
 from haiku_state.core.keys import LazyRng
 from haiku_state.core.scope import Scope, Variable
 from haiku_state.linen._module import submodules
+from haiku_state.linen._module.base import ModuleBase
 from haiku_state.linen._module.binding import bind_in_haiku, usable
 from haiku_state.linen._module.calls import resolve_method
 from haiku_state.linen._module.fields import is_haikus
 from haiku_state.linen._module.methods import wrap_method_once
 from haiku_state.linen._module.parts import LiftedNames
 from haiku_state.linen._module.threads import in_use
-from haiku_state.linen.module import Module
 
 
 @struct.dataclass
@@ -61,11 +61,11 @@ class Reached:
     slots: what the slots stand for.
   """
 
-  def __init__(self, module: Module, args: Any, kwargs: Any):
+  def __init__(self, module: ModuleBase, args: Any, kwargs: Any):
     self.module = module
     # An unbound module has None, which is no leaf of a pytree.
     self.scopes: list[Any] = []
-    self.slots: list[Module | Variable] = []
+    self.slots: list[ModuleBase | Variable] = []
     self._places: dict[Any, int] = {}
     self.args, self.kwargs = jax.tree.map(self._take_out, (args, kwargs))
     self._visit(module)
@@ -76,7 +76,7 @@ class Reached:
       if not isinstance(x.scope, Scope):
         return x
       kind: Any = (x.collection, x.name, x.unbox)
-    elif isinstance(x, Module):
+    elif isinstance(x, ModuleBase):
       if is_haikus(x):
         bind_in_haiku(x)  # Inside it could not be: that is another run.
       if x.scope is None:
@@ -90,11 +90,11 @@ class Reached:
 
   def _visit(self, x: Any) -> None:
     """Notes the scope of a module or variable, and what it reaches."""
-    key = x._id if isinstance(x, Module) else id(x)
+    key = x._id if isinstance(x, ModuleBase) else id(x)
     if key in self._places:
       return
     self._places[key] = -1  # It is being visited.
-    if isinstance(x, Module):
+    if isinstance(x, ModuleBase):
       with in_use(x) as own:
         own._try_setup(shallow=True)
       for value in _attributes(x).values():
@@ -107,7 +107,7 @@ class Reached:
 
   def bind(
     self, scopes: Sequence[Scope], args: Any, kwargs: Any, cls: Any = None
-  ) -> tuple[Module, Any, Any]:
+  ) -> tuple[ModuleBase, Any, Any]:
     """Returns copies of what was reached, bound to other scopes.
 
     Args:
@@ -124,7 +124,7 @@ class Reached:
     def copy(x: Any, cls: Any = None) -> Any:
       if not _is_bound(x) and x is not self.module:
         return x
-      key = x._id if isinstance(x, Module) else id(x)
+      key = x._id if isinstance(x, ModuleBase) else id(x)
       if key not in copies:
         scope = scopes[self._places[key]]
         if isinstance(x, Variable):
@@ -149,10 +149,10 @@ class Reached:
 
 
 def _is_bound(x: Any) -> bool:
-  return isinstance(x, (Module, Variable)) and isinstance(x.scope, Scope)
+  return isinstance(x, (ModuleBase, Variable)) and isinstance(x.scope, Scope)
 
 
-def _attributes(module: Module) -> dict[str, Any]:
+def _attributes(module: ModuleBase) -> dict[str, Any]:
   """Returns the fields of a module, its place left out, with its name."""
   attrs = {name: getattr(module, name) for name in module._field_names}
   attrs['name'] = module.name
@@ -162,7 +162,7 @@ def _attributes(module: Module) -> dict[str, Any]:
 def _check_result(result: Any, method_name: str | None) -> None:
   """Raises if a lifted method returns what lives inside of the transform."""
   leaves = jax.tree.leaves(result)
-  if any(isinstance(x, (Module, Variable)) for x in leaves):
+  if any(isinstance(x, (ModuleBase, Variable)) for x in leaves):
     raise errors.TransformedMethodReturnValueError(method_name)
 
 
@@ -397,7 +397,7 @@ def _fingerprint(x: Any, path: tuple[str, ...], seen: dict[Any, int]) -> Any:
     return x
   if hasattr(x, '__fn_or_cls__'):  # A config object of PAX.
     return _fingerprint(x.__fn_or_cls__, path, seen)
-  if isinstance(x, Module):
+  if isinstance(x, ModuleBase):
     return _module_fingerprint(x, path, seen)
   if isinstance(x, Variable):
     return Variable, x.collection, x.name, x.unbox
@@ -420,7 +420,7 @@ def _fingerprint(x: Any, path: tuple[str, ...], seen: dict[Any, int]) -> Any:
   return x
 
 
-def _module_fingerprint(module: Module, path, seen) -> Any:
+def _module_fingerprint(module: ModuleBase, path, seen) -> Any:
   if module._id in seen:
     return weakref.ref(type(module)), seen[module._id]
   seen[module._id] = len(seen)
@@ -455,7 +455,7 @@ def is_module_class(target: Any) -> bool:
   """Returns whether a target is a module class, or a partial of one."""
   while isinstance(target, functools.partial):
     target = target.func
-  return inspect.isclass(target) and issubclass(target, Module)
+  return inspect.isclass(target) and issubclass(target, ModuleBase)
 
 
 def lift(
@@ -485,7 +485,7 @@ def lift(
   if is_module_class(target):
     options = _method_options(methods, trafo_args, trafo_kwargs)
     return _lift_class(transform, target, options, lifter)
-  if not callable(target) or isinstance(target, Module):
+  if not callable(target) or isinstance(target, ModuleBase):
     raise errors.TransformTargetError(target)
   method = wrap_method_once(target)
   return lifter(transform, [method], *trafo_args, **trafo_kwargs)
@@ -529,7 +529,7 @@ def _lift_class(
 def lift_call(
   transform: Callable[..., Any],
   targets: Sequence[Callable[..., Any]],
-  module: Module,
+  module: ModuleBase,
   *args: Any,
   multi_scope: bool = True,
   **options: Any,
