@@ -17,7 +17,6 @@ import jax
 import numpy as np
 
 from haiku_state import traceback_util
-from haiku_state._extents import Extent, Extents
 from haiku_state.core import _bundles
 from haiku_state.core._bundles import Bundles
 
@@ -38,6 +37,28 @@ class Missing(Exception):
 
 def _raise_missing(shape: Any, dtype: Any) -> Any:
   raise Missing
+
+
+class _Noted:
+  """Makes the initial value of a variable whose name was noted by its store."""
+
+  __slots__ = ('_init',)
+
+  def __init__(self, init: Callable[[Any, Any], Any]):
+    self._init = init
+
+  def __call__(self, wanted_shape: Any, wanted_dtype: Any) -> Any:
+    return self._init(wanted_shape, wanted_dtype)
+
+
+def is_noted(context: Any) -> bool:
+  """Returns whether a store knows of the variable that is made or read.
+
+  Args:
+    context: what Haiku tells a custom creator or getter.
+  """
+  init = context.original_init
+  return type(init) is _Noted or init is _raise_missing
 
 
 def current_path() -> str | None:
@@ -73,25 +94,8 @@ def at(path: str, fn: Callable[..., Any], *args: Any) -> Any:
   # The scope is a module, which would describe itself at half of the cost.
   with hk.config.context(module_auto_repr=False):
     scope = hk.name_scope(hk.force_name(path))
-  with _here.begin(_At(path)), scope:
+  with scope:
     return fn(*args)
-
-
-class _At(Extent):
-  """Where a thread is by a name scope of ours, told from those of users."""
-
-  __slots__ = ('path',)
-
-  def __init__(self, path: str | None = None):
-    self.path = path
-
-
-_here = Extents(_At)
-
-
-def is_here(path: str) -> bool:
-  """Returns whether a name is current because of `at`."""
-  return _here.current().path == path
 
 
 def read_param(path: str, key: str, shape: Any, dtype: Any) -> Any:
@@ -151,7 +155,13 @@ def read_any_param(path: str, key: str) -> Any:
   return at(path, _get_any, key, (), None, _raise_missing)
 
 
-def new_param(path: str, key: str, value: Any, again: Callable[[], Any]) -> Any:
+def new_param(
+  path: str,
+  key: str,
+  value: Any,
+  again: Callable[[], Any],
+  is_noted: bool = False,
+) -> Any:
   """Adds a parameter to the frame, and returns it as the getters give it.
 
   Args:
@@ -160,6 +170,7 @@ def new_param(path: str, key: str, value: Any, again: Callable[[], Any]) -> Any:
     value: the initial value.
     again: makes another initial value, for a custom creator that asks for
       more than one.
+    is_noted: whether its name was noted already.
   """
   values = iter((value,))
   shape, dtype = shape_of(value), dtype_of(value)
@@ -169,6 +180,7 @@ def new_param(path: str, key: str, value: Any, again: Callable[[], Any]) -> Any:
     new = again() if new is None else new
     return fit(new, shape, dtype, wanted_shape, wanted_dtype, key)
 
+  init = _Noted(init) if is_noted else init
   if isinstance(value, (jax.Array, np.ndarray)):
     return at(path, hk.get_parameter, key, shape, dtype, init)
   return at(path, _get_any, key, shape, dtype, init)
@@ -273,13 +285,14 @@ def find_state(path: str, key: str) -> Any:
     raise Missing from None
 
 
-def new_state(path: str, key: str, value: Any) -> None:
+def new_state(path: str, key: str, value: Any, is_noted: bool = False) -> None:
   """Adds state to the frame; custom creators may replace the value."""
   shape, dtype = shape_of(value), dtype_of(value)
 
   def init(wanted_shape, wanted_dtype):
     return fit(value, shape, dtype, wanted_shape, wanted_dtype, key)
 
+  init = _Noted(init) if is_noted else init
   at(path, hk.get_state, key, shape, dtype, init)
 
 

@@ -165,25 +165,23 @@ def run_init(
   def noting_creator(
     next_creator: Any, shape, dtype, init, context: Any, is_param: bool
   ):
-    path, key, _ = _noted(context)
-    note(path, key, is_param)
+    if not _frame.is_noted(context):
+      note(*_place(context), is_param)
     try:
       return next_creator(shape, dtype, init)
     finally:
       _frame.release(next_creator)
 
   def checking_getter(next_getter, value, context):
-    path, _, by_haiku = _noted(context)
-    if by_haiku:
-      check(path)
+    if not _frame.is_noted(context) and _is_haikus(context.module):
+      check(hk.current_name())
     try:
       return next_getter(value)
     finally:
       _frame.release(next_getter)
 
   def noting_setter(next_setter, value, context):
-    path, key, _ = _noted(context)
-    note(path, key, False)
+    note(*_place(context), False)
     try:
       return next_setter(value)
     finally:
@@ -207,12 +205,15 @@ def run_init(
   return out, made, last_state, first_state
 
 
-def _noted(context: Any) -> tuple[str, str, bool]:
-  """Returns the module, the key, which may have a `/`, and whose module it is."""
+def _place(context: Any) -> tuple[str, str]:
+  """Returns the module and the key, which may have a `/`."""
   path = hk.current_name()
-  is_ours = type(getattr(context.module, 'module_name', None)) is not str
-  by_haiku = not is_ours and not _frame.is_here(path)
-  return path, context.full_name[len(path) + 1 :], by_haiku
+  return path, context.full_name[len(path) + 1 :]
+
+
+def _is_haikus(module: Any) -> bool:
+  """Returns whether a module is one of Haiku's own, or a name scope."""
+  return type(getattr(module, 'module_name', None)) is str
 
 
 def apart(rng: Any, fn: Callable[[], Any]) -> Any:

@@ -90,13 +90,16 @@ class InRun(Tree):
 
   def _frame_param(self, path: str, key: str, value: Any, again: Make) -> Any:
     """Adds a parameter; returns it as those who ask for it will get it."""
-    made = _frame.new_param(path, key, value, again)
+    made = _frame.new_param(path, key, value, again, is_noted=True)
     self.made[0].setdefault(path, {})[key] = made
     return made
 
   def _frame_state(self, path: str, key: str, value: Any, is_new: bool) -> None:
     self._note_state(path, key, value)
-    (_frame.new_state if is_new else _frame.write_state)(path, key, value)
+    if is_new:
+      _frame.new_state(path, key, value, is_noted=True)
+    else:
+      _frame.write_state(path, key, value)
 
   def _frame_new(self, new: New) -> None:
     """Adds what an inner run has made: those who look at it have seen it."""

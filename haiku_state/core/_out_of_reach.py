@@ -60,13 +60,14 @@ class OutOfReach(InRun):
     # Of two threads that make it at once, the first one does.
     made = bundle.setdefault(key, value)
     if made is value:
-      new = functools.partial(_frame.new_param, path, key, value, again)
-      self._do_later(new)
+      new_param = functools.partial(_frame.new_param, is_noted=True)
+      self._do_later(functools.partial(new_param, path, key, value, again))
     return made
 
   def _frame_state(self, path: str, key: str, value: Any, is_new: bool) -> None:
     self._note_state(path, key, value)
-    write = _frame.new_state if is_new else _frame.write_state
+    new_state = functools.partial(_frame.new_state, is_noted=True)
+    write = new_state if is_new else _frame.write_state
     self._do_later(functools.partial(write, path, key, value))
 
   def _frame_new(self, new: New) -> None:
