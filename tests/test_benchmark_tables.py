@@ -124,7 +124,9 @@ def test_the_document_has_the_marks(benchmarks):
   assert table.replaced(document, 'x').count('x') >= 1
 
 
-def test_measured_and_written(benchmarks, tmp_path, capsys):
+def test_measured_and_written(benchmarks, tmp_path, capsys, monkeypatch):
+  # Its own process may go as deep as it likes.
+  monkeypatch.setattr(sys, 'setrecursionlimit', lambda limit: None)
   table = benchmarks.table
   document = tmp_path / 'cost.md'
   document.write_text(f'Before.\n\n{table.BEGIN}{table.END}\n\nAfter.\n')

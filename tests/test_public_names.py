@@ -40,7 +40,7 @@ DIFFERENT = {
 EXTRA = {
   'flax.errors': {'ConcurrentSaveError'},
   'flax.core.frozen_dict': {'FrozenVariableDict'},  # As in `typing`.
-  'flax.core.partial_eval': {'DependsOnInput', 'eval_known'},
+  'flax.core.partial_eval': {'DependsOnInput', 'Traced', 'eval_known'},
   'flax.traceback_util': {'UnfilteredStackTrace'},
 }
 

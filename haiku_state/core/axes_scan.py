@@ -97,7 +97,6 @@ def scan(
   unroll: int = 1,
   _split_transpose: bool = False,
   check_constancy_invariants: bool = True,
-  shows_all: Callable[[], bool] = lambda: False,
 ) -> Callable[..., Any]:
   """Loops a function over an axis of its arguments.
 
@@ -114,8 +113,6 @@ def scan(
     check_constancy_invariants: whether to trace `fn` once more to compute
       `broadcast_out` and broadcast outputs, and to check that they do not
       depend on the step.
-    shows_all: tells, after that trace, whether another one with `broadcast_out`
-      would trace the same program: then it is not traced again.
 
   Returns:
     A function like `fn`, for the whole loop.
@@ -124,17 +121,41 @@ def scan(
     ValueError: what is broadcast depends on the step, or is asked for without
       the check.
   """
+  return _scan(
+    fn,
+    in_axes,
+    out_axes,
+    check_constancy_invariants,
+    lambda: False,
+    length=length,
+    reverse=reverse,
+    unroll=unroll,
+    _split_transpose=_split_transpose,
+  )
+
+
+def _scan(
+  fn: Callable[..., Any],
+  in_axes: Any,
+  out_axes: Any,
+  check_constancy_invariants: bool,
+  shows_all: Callable[[], bool],
+  **options: Any,
+) -> Callable[..., Any]:
+  """Returns `scan`, of a function that may be traced once only.
+
+  Args:
+    fn: see `scan`.
+    in_axes: see `scan`.
+    out_axes: see `scan`.
+    check_constancy_invariants: see `scan`.
+    shows_all: tells, after the trace that checks, whether another one with
+      `broadcast_out` would trace the same program: then it is not traced again.
+    **options: options of `jax.lax.scan`.
+  """
 
   def loop(body, init, xs):
-    return lax.scan(
-      body,
-      init,
-      xs,
-      length=length,
-      reverse=reverse,
-      unroll=unroll,
-      _split_transpose=_split_transpose,
-    )
+    return lax.scan(body, init, xs, **options)
 
   def fixed_in(ys):
     return jax.tree.map(

@@ -3,13 +3,13 @@
 import copy
 import inspect
 import pickle
-import timeit
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from counted import calls
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
@@ -109,9 +109,8 @@ def test_unbox_hands_an_array_back(leaf):
 
 def test_unbox_of_an_array_is_near_free():
   x = jnp.ones(2)
-  tree_map = lambda: jax.tree_util.tree_map(lambda y: y, x)
-  best = lambda f: min(timeit.repeat(f, number=2_000, repeat=9))
-  assert best(lambda: meta.unbox(x)) < best(tree_map) / 2
+  meta.unbox(x)
+  assert calls(lambda: meta.unbox(x)) == {'unbox': 1}
 
 
 def test_unbox_of_a_tracer_and_of_nothing():

@@ -4,13 +4,10 @@ By counts of Python's calls: JAX walks containers and states by its own code, an
 a state is one object for each parameter, as in Flax.
 """
 
-import collections
-import gc
-import sys
-
 import jax
 import jax.numpy as jnp
 import pytest
+from counted import calls
 
 from haiku_state import optim
 from haiku_state.core import freeze
@@ -30,24 +27,6 @@ def an_optimizer(name, layers, frozen):
   }
   definition = getattr(optim, name)(0.1)
   return definition.create(freeze(params) if frozen else params)
-
-
-def calls(fn):
-  """Returns how many calls of functions of Python a call leads to, by name."""
-  found = collections.Counter()
-
-  def count(frame, event, _):
-    if event == 'call':
-      found[frame.f_code.co_name] += 1
-
-  gc.disable()  # JAX hangs a function on it.
-  sys.setprofile(count)
-  try:
-    fn()
-  finally:
-    sys.setprofile(None)
-    gc.enable()
-  return found - collections.Counter({fn.__name__: 1})
 
 
 def per_parameter(count):

@@ -240,17 +240,17 @@ def scan(
     first = one_trace.FirstTrace(
       packed, variable_broadcast, step, keys_are_split(packed)
     )
-    loop = axes_scan.scan(
+    loop = axes_scan._scan(
       first.step,
       in_axes=(variable_in_axes, rng_axes, in_axes),
       out_axes=(out_axes, variable_out_axes),
+      check_constancy_invariants=check_constancy_invariants
+      and (first.is_needed or has_broadcast_outputs),
+      shows_all=lambda: first.shows_all,
       length=length,
       reverse=reverse,
       unroll=unroll,
       _split_transpose=_split_transpose,
-      check_constancy_invariants=check_constancy_invariants
-      and (first.is_needed or has_broadcast_outputs),
-      shows_all=lambda: first.shows_all,
     )
     broadcast_vars, carry_vars, *scanned = packed.variables
     scanned = _with_axes(
