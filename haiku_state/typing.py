@@ -324,15 +324,14 @@ if TYPE_CHECKING:
   from haiku_state._axes import Out as Out
   from haiku_state._sizes import SizeBytes as SizeBytes
   from haiku_state.core.frozen_dict import FrozenDict as FrozenDict
-  from haiku_state.core.frozen_dict import (
-    FrozenVariableDict as FrozenVariableDict,
-  )
+  from haiku_state.core.scope import FrozenVariableDict as FrozenVariableDict
 else:
   __getattr__, __dir__, __all__ = _lazy.names_of(
     __name__,
     {
       '_axes': 'In InOutAxis InOutScanAxis Out',
       '_sizes': 'SizeBytes',
-      'core.frozen_dict': 'FrozenDict FrozenVariableDict',
+      'core.frozen_dict': 'FrozenDict',
+      'core.scope': 'FrozenVariableDict',
     },
   )

@@ -39,7 +39,6 @@ DIFFERENT = {
 # Public names of ours that Flax does not have, by module.
 EXTRA = {
   'flax.errors': {'ConcurrentSaveError'},
-  'flax.core.frozen_dict': {'FrozenVariableDict'},  # As in `typing`.
   'flax.core.partial_eval': {'DependsOnInput', 'Traced', 'eval_known'},
   'flax.traceback_util': {'UnfilteredStackTrace'},
 }

@@ -268,9 +268,6 @@ def _pretty(x, num_spaces):
   return '{' + margin + '\n'.join(lines).replace('\n', margin) + '\n}'
 
 
-FrozenVariableDict = FrozenDict[str, Mapping[str, Any]]
-
-
 def freeze(xs: Mapping[K, V]) -> FrozenDict[K, V]:
   """Returns a FrozenDict with the entries of a nested dict.
 

@@ -26,7 +26,7 @@ import jax
 import numpy as np
 
 import haiku_state
-from haiku_state.core import _frame, _run
+from haiku_state.core import _run
 from haiku_state.linen._module.context import context
 
 PACKAGE = str(pathlib.Path(haiku_state.__file__).parent)
@@ -172,7 +172,6 @@ def leftovers() -> list[str]:
     'a module that runs': not context.current().is_base,
     'an interceptor': context.interceptors or context.call_infos,
     'a run': _run.current_depth(),
-    'a name scope': not _frame.is_here(None),
     'a setting of Haiku': not _is_set_as_before(),
   }
   return [name for name, is_there in there.items() if is_there]

@@ -75,10 +75,11 @@ class FirstTrace:
       broadcast, *others = self._step(given, *args)
     finally:
       self._packed.in_run = None
-    stores = self._stores.items()
+    # They know of keys of the trace, which is over soon.
+    stores, self._stores = self._stores, {}
     self.shows_all = all(
-      self._is_clear(top, store, broadcast) for top, store in stores
-    ) and self._drawn() - before == sum(store.keys for _, store in stores)
+      self._is_clear(top, store, broadcast) for top, store in stores.items()
+    ) and self._drawn() - before == sum(s.keys for s in stores.values())
     return broadcast, *others
 
   def _is_clear(self, top: Scope, store: InLoop, broadcast: Any) -> bool:
@@ -95,8 +96,10 @@ class FirstTrace:
     def is_same(col: str) -> bool:
       return in_filter(self._filter, col) and in_filter(top.mutable, col)
 
+    run = inner._run
+
     def make(*args: Any) -> InLoop:
-      run = inner._run
+      run.in_run = InRun  # It refers to the run, and is called once.
       store = self._stores[top] = InLoop(
         *args,
         around=self._around,
