@@ -68,6 +68,9 @@ for name in [n for n in sys.modules if n.split('.')[0] == 'haiku']:
 # it tries a fifth. `--long` has just that, and the name of a file or `--all` has
 # all.
 LONG = (
+  'core/test_core_designs.py',
+  'core/test_nn.py',
+  'test_benchmark_forms.py',
   'test_benchmark_processes.py',
   'test_benchmarks.py',
   'test_document.py',
@@ -80,11 +83,15 @@ LONG = (
   'interop/test_networks.py',
   'interop/test_recurrent.py',
   'linen/test_jax_transforms.py',
+  'linen/test_layers_in_haiku.py',
+  'linen/test_layers_unused.py',
   'linen/test_leaks.py',
   'linen/test_scan_keys.py',
   'linen/test_threads.py',
   'linen/test_transforms_axes.py',
+  'linen/test_transforms_in_haiku.py',
   'linen/test_transforms_kinds.py',
+  'linen/test_transforms_sharing.py',
   'port/test_guides.py',
   'port/test_programs_of_2021.py',
   'typing/',

@@ -40,12 +40,8 @@ NEED_JAX = {
 }
 # Documents that choose their devices, and so run in a process of their own.
 ALONE = {'docs/many_devices.md'}
-# Documents that take long, for which others stand in `pytest` alone.
-LONG = ALONE | {
-  'docs/coming_from_haiku_flax.md',
-  'docs/flax_optim.md',
-  'docs/layers.md',
-}
+# Documents that stand for the others in `pytest` alone.
+SHORT = {'README.md', 'docs/design.md', 'docs/variables.md'}
 # What JAX imports when a program is saved, and says in words only.
 JAX_EXTRA = 'flatbuffers'
 
@@ -77,7 +73,7 @@ def blocks(path: pathlib.Path) -> list[tuple[int, str]]:
 @pytest.mark.parametrize(
   'path',
   [
-    pytest.param(path, id=name, marks=pytest.mark.long if name in LONG else ())
+    pytest.param(path, id=name, marks=() if name in SHORT else pytest.mark.long)
     for path in DOCUMENTS
     for name in [str(path.relative_to(REPOSITORY))]
   ],

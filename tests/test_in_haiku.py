@@ -125,6 +125,7 @@ def inside(around, model):
   return Outer()
 
 
+@pytest.mark.long
 @each_case
 def test_in_a_module_it_computes_what_apply_computes(row, name):
   model = table.MODELS[name]

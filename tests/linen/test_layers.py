@@ -159,6 +159,7 @@ def test_lowered_forward_is_that_of_flax_in_each_dtype(row, dtype, flax_nn):
     assert texts[0] == texts[1]
 
 
+@pytest.mark.long
 @over_classes
 def test_jit_agrees_and_traces_once(row):
   layer, variables = initialized(row, nn)

@@ -74,6 +74,7 @@ def test_what_is_read_is_constant_as_in_flax(name):
   assert_close(*results)
 
 
+@pytest.mark.long
 @over_liftings
 def test_jit_agrees_and_nothing_leaks(name):
   net = closing(linen, LIFTINGS[name])
