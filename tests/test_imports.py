@@ -92,6 +92,7 @@ FOR_TYPES = {
   ('typing', '_axes'),
   ('typing', '_sizes'),
   ('typing', 'core.frozen_dict'),
+  ('typing', 'core.scope'),
 }
 
 # All that a package which stands apart may use of ours.
