@@ -50,7 +50,7 @@ from haiku_state.typing import RNGSequences as RNGSequences
 from haiku_state.typing import VariableDict as VariableDict
 
 T = TypeVar('T')
-FrozenVariableDict = FrozenDict[str, Any]
+FrozenVariableDict = FrozenDict[str, Collection]
 RNGs = jax.Array | Mapping[str, jax.Array]
 
 
