@@ -151,6 +151,15 @@ def pytest_collection_finish():
 
 
 @pytest.fixture
+def benchmarks(monkeypatch):
+  """Returns the benchmarks, which are no part of the package: they stand beside it."""
+  monkeypatch.syspath_prepend(Path(__file__).parents[1])
+  import benchmarks.run
+
+  return benchmarks
+
+
+@pytest.fixture
 def old_flax(monkeypatch):
   """Returns the Flax that is there if it is older than the tests' oracle."""
   if flax_of_its_time is None:

@@ -4,12 +4,10 @@ Ratios to pure JAX say what is left to gain only where it does the same.
 """
 
 import collections
-import pathlib
 
 import jax
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[1]
 # By a name of this file: the function that makes the workload, and how large it
 # is here.
 SMALL = {
@@ -43,15 +41,6 @@ SMALL = {
     )
   },
 }
-
-
-@pytest.fixture
-def benchmarks(monkeypatch):
-  # It is no part of the package, and stands beside it.
-  monkeypatch.syspath_prepend(ROOT)
-  import benchmarks.subjects
-
-  return benchmarks
 
 
 @pytest.fixture

@@ -10,15 +10,6 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-@pytest.fixture
-def benchmarks(monkeypatch):
-  # It is no part of the package, and stands beside it.
-  monkeypatch.syspath_prepend(ROOT)
-  import benchmarks.run
-
-  return benchmarks
-
-
 def test_imports_are_measured_in_new_processes(benchmarks):
   timers = benchmarks.fresh.timers(['Haiku'])
   assert set(timers['import']) == {'Haiku'}

@@ -8,15 +8,6 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-@pytest.fixture
-def benchmarks(monkeypatch):
-  # It is no part of the package, and stands beside it.
-  monkeypatch.syspath_prepend(ROOT)
-  import benchmarks.run
-
-  return benchmarks
-
-
 def test_who_begins_changes_from_round_to_round(benchmarks):
   calls = []
 

@@ -10,15 +10,6 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.fixture
-def benchmarks(monkeypatch):
-  # It is no part of the package, and stands beside it.
-  monkeypatch.syspath_prepend(ROOT)
-  import benchmarks
-
-  return benchmarks
-
-
 LIBRARIES = ('haiku_state', 'flax.linen', 'Haiku')
 SMALL = dict(layers=2, width=8, heads=2, vocabulary=16, length=4)
 

@@ -277,9 +277,7 @@ def read_state(path: str, key: str) -> Any:
 def find_state(path: str, key: str) -> Any:
   """Returns the current value of state, or raises `Missing`."""
   try:
-    if hk.current_name() == path:
-      return hk.get_state(key, *_late(path, key))
-    return at(path, read_state, path, key)
+    return read_state(path, key)
   except ValueError:
     # Without an initializer Haiku raises before any custom creator runs.
     raise Missing from None

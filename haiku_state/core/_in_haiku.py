@@ -39,13 +39,9 @@ class InHaiku:
     self.made[is_state].setdefault(path, {})[key] = None
 
   @functools.cached_property
-  def trace(self) -> tracers.Trace:
+  def initial_trace(self) -> tracers.Trace:
     """The trace that the first parameter was made in."""
     return tracers.Trace()
-
-  @property
-  def initial_trace(self) -> tracers.Trace:
-    return self.trace
 
   def level(self, place: Place, col: str) -> Mapping[str, Any]:
     return self.variables(place).get(col, NOTHING)

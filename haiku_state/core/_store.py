@@ -203,7 +203,7 @@ class AtRest(Tree):
       None if that is not known.
   """
 
-  trace = initial_trace = None
+  initial_trace = None
   modules: Any = None
 
   def __init__(self, tree: Any, touched: Touched | None = None):

@@ -343,7 +343,7 @@ class Scope:
     if taken is None:
       self.reservations[name] = {col}
       return True
-    if None in taken or col is None or col in taken:
+    if self.name_reserved(name, col):
       return False
     taken.add(col)
     return True
