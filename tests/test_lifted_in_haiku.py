@@ -113,15 +113,8 @@ MAPPED = ('vmap over parameters', 'scan')
 each_kind = pytest.mark.parametrize('kind', KINDS)
 
 
-def traced_anew(kind):
-  """Forgets what `nn.jit` has traced: it takes that where it may not, see below."""
-  if kind == 'jit':
-    jax.clear_caches()
-
-
 def plain(kind):
   """Returns the module's function, its parameters and its state."""
-  traced_anew(kind)
   f = hk.transform_with_state(lambda x: KINDS[kind](name='m')(x))
   return f, *jax.jit(f.init)(KEY, X)
 
@@ -289,7 +282,6 @@ def created(kind, state):
     with hk.custom_creator(creator, params=not state, state=state):
       return KINDS[kind](name='m')(x)
 
-  traced_anew(kind)
   return seen, hk.transform_with_state(around).init(KEY, X)
 
 
@@ -318,7 +310,6 @@ def test_creators_choose_the_values(kind):
       return how(KINDS[kind](name='m'), x)
 
   how = {'call': ROWS['call'].around, 'hk.scan': _scan}
-  traced_anew(kind)
   for around_call in how.values():
     f = hk.transform_with_state(lambda x, h=around_call: around(x, h))
     params, _ = jax.jit(f.init)(KEY, X)
@@ -342,7 +333,6 @@ def test_getters_see_each_parameter(kind, initializing):
 
   _, params, state = plain(kind)
   f = hk.transform_with_state(around)
-  traced_anew(kind)
   if initializing:
     f.init(KEY, X)
   else:
@@ -358,7 +348,6 @@ def test_getters_act_once(kind):
   f, params, state = plain(kind)
   twice = jax.tree.map(lambda v: 2 * v, params)
   want = f.apply(twice, state, None, X)[0]
-  traced_anew(kind)
   got = doubling(kind).apply(params, state, None, X)[0]
   np.testing.assert_allclose(got, want, 1e-5, 1e-5)
 
@@ -371,16 +360,60 @@ def doubling(kind):
   return hk.transform_with_state(around)
 
 
-@pytest.mark.xfail(
-  strict=True,
-  reason='nn.jit takes a trace of before, whose getters were others',
-)
-def test_a_getter_acts_where_jit_has_traced_without_it():
-  f, params, state = plain('jit')
-  twice = jax.tree.map(lambda v: 2 * v, params)
-  want = f.apply(twice, state, None, X)[0]
-  got = doubling('jit').apply(params, state, None, X)[0]
-  np.testing.assert_allclose(got, want, 1e-5, 1e-5)
+def intercepted(fn):
+  def add(next_f, args, kwargs, context):
+    y = next_f(*args, **kwargs)
+    return y + 10 if context.method_name == '__call__' else y
+
+  with hk.intercept_methods(add):
+    return fn()
+
+
+def in_half(fn):
+  jmp = pytest.importorskip('jmp')
+  half = jmp.get_policy('params=float32,compute=float16,output=float16')
+  hk.mixed_precision.set_policy(Counted, half)
+  try:
+    return fn()
+  finally:
+    hk.mixed_precision.clear_policy(Counted)
+
+
+def customized(custom, **what):
+  def around(fn):
+    with custom(lambda next_f, v, context: next_f(v + 1), **what):
+      return fn()
+
+  return around
+
+
+# What Haiku has in a program that is traced, and does not tell of.
+AROUND_A_CALL = {
+  'getter': customized(hk.custom_getter),
+  'getter of state': customized(hk.custom_getter, params=False, state=True),
+  'setter': customized(hk.custom_setter),
+  'interceptor': intercepted,
+  'policy': in_half,
+}
+
+
+@pytest.mark.parametrize('around', AROUND_A_CALL)
+def test_jit_sees_what_is_around_each_call(around):
+  around = AROUND_A_CALL[around]
+  _, params, state = plain('jit')
+
+  def model(kind, *arounds):
+    def calls(x):
+      m = KINDS[kind](name='m')
+      return [around(lambda: m(x)) for around in arounds]
+
+    return hk.transform_with_state(calls).apply(params, state, None, X)
+
+  def alone(fn):
+    return fn()
+
+  for arounds in [(alone, around, alone), (around, alone)]:
+    equal(model('jit', *arounds), model('not lifted', *arounds))
 
 
 STATEFUL = ('not lifted', 'remat', 'jit', 'vmap', 'vmap over parameters')
@@ -401,7 +434,6 @@ def test_functions_of_state_act_once(kind, what):
       return KINDS[kind](name='m')(x)
 
   g = hk.transform_with_state(around)
-  traced_anew(kind)
   _, new = g.apply(params, state, None, X)
   assert set(np.ravel(jax.tree.leaves(new)[0])) == {14.0}
 

@@ -21,6 +21,7 @@ from haiku_state.core.filters import (
   PRNGSequenceFilter,
 )
 from haiku_state.core.keys import LazyRng
+from haiku_state.core.scope import IN_HAIKU
 
 A = TypeVar('A')
 
@@ -181,6 +182,8 @@ def _cached(
 ) -> Callable[..., Any]:
   """Returns a lifted function that one compiled function serves everywhere.
 
+  In somebody's `hk.transform` it is compiled for each call.
+
   Args:
     fn: takes the scopes, a key that says all that is static about them, then
       the arguments.
@@ -193,21 +196,29 @@ def _cached(
   # The pure function is one for all calls; the scopes of each reach it here.
   current: TransformContext[Pack] = TransformContext()
 
-  @functools.wraps(fn)
-  def pure(fingerprint, variables, rngs, *args, **kwargs):
-    *_, static_key = fingerprint
+  def compiled() -> Callable[..., Any]:
+    @functools.wraps(fn)
+    def pure(fingerprint, variables, rngs, *args, **kwargs):
+      *_, static_key = fingerprint
 
-    def with_key(scopes, *args, **kwargs):
-      return fn(scopes, static_key, *args, **kwargs)
+      def with_key(scopes, *args, **kwargs):
+        return fn(scopes, static_key, *args, **kwargs)
 
-    packed = current.get()
-    before = _counts(packed)
-    result = packed.call(with_key, variables, rngs, *args, **kwargs)
-    return result, _Effects.of(packed, before)
+      packed = current.get()
+      before = _counts(packed)
+      result = packed.call(with_key, variables, rngs, *args, **kwargs)
+      return result, _Effects.of(packed, before)
 
-  run = wrap(pure)
+    return wrap(pure)
+
+  shared = compiled()
 
   def inner(packed: Pack, static_key, *args, **kwargs):
+    # Haiku does not tell which getters, setters, interceptors or policies are
+    # around, and they are in what is compiled: Haiku's own `jit` traces anew in
+    # each call as well.
+    in_haiku = any(IN_HAIKU in top.flags for top in packed.tops)
+    run = compiled() if in_haiku else shared
     mutable = tuple(_hashable_filter(top.mutable) for top in packed.tops)
     places = tuple((packed.tops.index(top), x) for top, x in packed.places)
     fingerprint = (mutable, places, static_key)
