@@ -5,6 +5,7 @@ Each place is a function of `make`, which makes a module of four features, and o
 its stead. Their names are equal but for the last one.
 """
 
+import collections
 import dataclasses
 import itertools
 import re
@@ -612,22 +613,135 @@ def test_a_module_around_lists_what_ours_has():
   }
 
 
-def test_interceptors_see_the_constructor_as_of_haikus_own():
+class HaikuPair(hk.Module):
+  """Makes two modules in its method."""
+
+  def __call__(self, x):
+    return hk.Linear(4, name='b')(hk.Linear(4, name='a')(x))
+
+
+class LinenPair(nn.Module):
+  """The same as a linen-style module."""
+
+  @nn.compact
+  def __call__(self, x):
+    return nn.Dense(4, name='b')(nn.Dense(4, name='a')(x))
+
+
+@pytest.mark.parametrize(
+  'haikus, ours',
+  [(lambda: hk.Linear(4), lambda: nn.Dense(4)), (HaikuPair, LinenPair)],
+  ids=['a layer', 'with submodules'],
+)
+def test_interceptors_see_modules_as_haikus_own(haikus, ours):
   def calls(make):
     seen = []
 
     def watch(next_f, args, kwargs, context):
-      seen.append((type(context.module).__name__, context.method_name))
-      return next_f(*args, **kwargs)
+      module = context.module
+      seen.append([type(module).__name__, context.method_name])
+      seen[-1].append(hasattr(module, 'module_name'))
+      place = len(seen) - 1
+      y = next_f(*args, **kwargs)
+      seen[place].append(module.module_name)
+      return y
 
     def f(x):
       with hk.intercept_methods(watch):
         return make()(x)
 
     jax.eval_shape(hk.transform(f).init, KEY, X)
-    return seen
+    return str(seen)
 
-  assert calls(lambda: nn.Dense(4)) == [
-    (name.replace('Linear', 'Dense'), method)
-    for name, method in calls(lambda: hk.Linear(4))
-  ]
+  want = calls(haikus).replace('Linear', 'Dense').replace('linear', 'dense')
+  want = want.replace('HaikuPair', 'LinenPair')
+  assert calls(ours) == want.replace('haiku_pair', 'linen_pair')
+
+
+@pytest.mark.parametrize('make', [lambda: hk.Linear(4), lambda: nn.Dense(4)])
+def test_a_module_is_equal_to_itself_from_its_constructor_on(make):
+  calls = collections.Counter()
+
+  def count(next_f, args, kwargs, context):
+    calls[context.module] += 1
+    return next_f(*args, **kwargs)
+
+  def f(x):
+    with hk.intercept_methods(count):
+      return make()(make()(x))
+
+  jax.eval_shape(hk.transform(f).init, KEY, X)
+  assert list(calls.values()) == [2, 2]
+
+
+# --- Properties --------------------------------------------------------------
+
+
+class WithProperty:
+  @property
+  def width(self):
+    return 4
+
+  @property
+  def scale(self):
+    return hk.get_parameter('scale', (), init=jnp.ones)
+
+  @property
+  def key(self):
+    return hk.current_name()
+
+  def __call__(self, x):
+    return x * self.scale
+
+
+class HaikusProperty(WithProperty, hk.Module):
+  def __init__(self):
+    super().__init__('own')
+
+  # Haiku sees what is in the body of the class.
+  width, scale = WithProperty.width, WithProperty.scale
+  key = WithProperty.key
+  __call__ = WithProperty.__call__
+
+
+class OurProperty(nn.Module):
+  width, scale = WithProperty.width, WithProperty.scale
+  key = WithProperty.key
+  __call__ = WithProperty.__call__
+
+
+class Asks(hk.Module):
+  """Looks at properties of another module."""
+
+  def __init__(self, module):
+    super().__init__()
+    self.module = module
+
+  def __call__(self, x):
+    return x * self.module.scale * self.module.width, self.module.key
+
+
+@pytest.mark.parametrize(
+  'make', [HaikusProperty, lambda: OurProperty(name='own')]
+)
+def test_a_property_belongs_to_its_module_whoever_asks(make):
+  def f(x):
+    module = make()
+    asked = module.scale, module.key
+    return asked, module(x), Asks(module)(x)[1]
+
+  f = hk.transform(f)
+  params = f.init(KEY, X)
+  assert list(params) == ['own']
+  (_, key), _, asked = f.apply(params, None, X)
+  assert (key, asked) == ('own', 'own')
+
+
+def test_a_module_that_has_no_name_yet_may_look_at_a_property():
+  class Early(hk.Module):
+    def __init__(self, module):
+      self.width = module.width
+      super().__init__()
+
+  f = hk.transform(lambda: Early(OurProperty()).width)
+  assert f.apply({}, None) == 4

@@ -38,8 +38,8 @@ from haiku_state.linen._module.haiku_names import (
   haiku_name,
   is_forced,
   move_in_haiku,
+  name_below,
   name_by_haiku,
-  reserve_in_haiku,
 )
 from haiku_state.linen._module.state import SetupState
 
@@ -105,7 +105,7 @@ def _attach(module: ModuleBase, parent: ModuleBase) -> bool:
   state.children[name] = module
   scope = vars(module)['scope'] = above.below(name)
   if not is_known:
-    _check_haikus_names(parent, scope)
+    _check_haikus_names(module, parent, scope)
   return True
 
 
@@ -120,10 +120,18 @@ def _forced_below(module: ModuleBase, parent: ModuleBase) -> ValueError:
   )
 
 
-def _check_haikus_names(parent: ModuleBase, scope: Scope) -> None:
+def _check_haikus_names(
+  module: ModuleBase, parent: ModuleBase, scope: Scope
+) -> None:
   """Raises if a module of Haiku's in a method that runs has the name of a new one.
 
-  In somebody's `hk.transform` Haiku then gives the name to no other module.
+  In somebody's `hk.transform` Haiku then gives the name to no other module, and
+  tells interceptors of this one.
+
+  Args:
+    module: the new one.
+    parent: the module whose method runs.
+    scope: the place of the new one.
 
   Raises:
     NameInUseError: it has.
@@ -133,7 +141,7 @@ def _check_haikus_names(parent: ModuleBase, scope: Scope) -> None:
   if made and scope.haiku_path in made:
     raise errors.NameInUseError('submodule', scope.name, type(parent).__name__)
   if type(own.get('module_name')) is str:
-    reserve_in_haiku(scope.haiku_path)
+    name_below(module, scope.haiku_path)
 
 
 def _bind(module: ModuleBase) -> None:
@@ -147,7 +155,7 @@ def _bind(module: ModuleBase) -> None:
   elif is_haikus(module):
     vars(module).pop(_OWNER, None)
     move_in_haiku(module)
-  else:
+  elif 'module_name' not in vars(module):
     enter_haiku(module)
   own = module.__dict__
   for name in module._field_names:
@@ -280,12 +288,13 @@ def _free_modules_in_fields(module: ModuleBase) -> Iterator[ModuleBase]:
 
 def _name(module: ModuleBase, given: str | None) -> None:
   wanted = None if is_forced(module.name) else haiku_name(module)
+  own = vars(module)
+  # From here on it is equal to itself only, whoever is told of it.
+  own[GIVEN_NAME] = given
+  own[_DEPTH] = current_depth()
   name_by_haiku(module)
   if wanted is not None:
     _check_not_second(module, wanted)
-  own = vars(module)
-  own[GIVEN_NAME] = given
-  own[_DEPTH] = current_depth()
 
 
 def _adopt_in_haiku(
@@ -329,9 +338,11 @@ def usable(module: ModuleBase) -> ModuleBase | None:
 def bind_in_haiku(module: ModuleBase) -> None:
   """Binds a module that was made in a run of Haiku, if it is not bound yet.
 
-  Where no run of Haiku's goes on it stays unbound.
+  Where no run of Haiku's goes on it stays unbound, and while it is being named.
   """
-  if module.scope is not None or _frame.current_path() is None:
+  if module.scope is not None or 'module_name' not in vars(module):
+    return
+  if _frame.current_path() is None:
     return
   owner = vars(module).get(_OWNER)
   if owner is not None:

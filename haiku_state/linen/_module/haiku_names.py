@@ -44,6 +44,16 @@ def called_by_haiku() -> bool:
   return path != _TOP or not calls.is_in_apply
 
 
+def is_foreign_to_caller(module: ModuleBase) -> bool:
+  """Returns whether Haiku has named a module, and none of ours is calling it."""
+  if type(vars(module).get('module_name')) is not str:
+    return False
+  try:
+    return called_by_haiku()
+  except ValueError:
+    return False  # The caller is a module of Haiku's that has no name yet.
+
+
 # Haiku's name of what is in a transform and in no module.
 _TOP = '~'
 
@@ -71,6 +81,18 @@ def name_by_haiku(module: ModuleBase) -> None:
     name = haiku_name(module)
   # It is new: nothing of it is frozen.
   _Naming(module, name)
+
+
+def name_below(module: ModuleBase, path: str) -> None:
+  """Has Haiku name a module that lies below another one of ours.
+
+  Args:
+    module: the module; it keeps the name that it has there.
+    path: its Haiku name.
+  """
+  name = module.name
+  _Naming(module, hk.force_name(path))
+  vars(module)['name'] = name
 
 
 def is_forced(name: Any) -> bool:

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import jax
 
 from haiku_state import errors
+from haiku_state.core import _frame
 from haiku_state.core._run import Run
 from haiku_state.linen._module.base import ModuleBase
 from haiku_state.linen._module.binding import usable
@@ -28,7 +29,10 @@ from haiku_state.linen._module.context import (
   run_interceptors,
 )
 from haiku_state.linen._module.fields import detached
-from haiku_state.linen._module.haiku_names import enter_haiku
+from haiku_state.linen._module.haiku_names import (
+  enter_haiku,
+  is_foreign_to_caller,
+)
 from haiku_state.linen._module.parts import as_part, haiku_method, is_method
 from haiku_state.linen._module.state import SetupState
 from haiku_state.linen._module.threads import call_at_rest
@@ -283,9 +287,14 @@ def wrap_descriptor(descriptor: Any) -> Any:
     return descriptor
   body: dict[str, Any] = {}
 
-  def get(self, *args):
+  is_property = isinstance(descriptor, property)
+
+  def get(self, obj, *args):
     try:
-      return descriptor.__get__(*args)
+      if is_property and obj is not None and is_foreign_to_caller(obj):
+        # Haiku's frame is asked in it for what is the module's.
+        return _frame.at(obj.module_name, descriptor.__get__, obj, *args)
+      return descriptor.__get__(obj, *args)
     except AttributeError as e:
       raise errors.DescriptorAttributeError() from e
 
