@@ -442,6 +442,52 @@ def test_custom_creator_of_parameters(where):
   ]
 
 
+@pytest.mark.parametrize(
+  'make',
+  [
+    lambda: hk.Linear(4, w_init=hk.initializers.Constant(3)),
+    lambda: nn.Dense(4, kernel_init=hk.initializers.Constant(3)),
+    lambda: nn.Dense(4, kernel_init=nn.initializers.constant(3)),
+  ],
+  ids=['of Haiku', 'with an initializer of Haiku', 'of ours'],
+)
+def test_what_is_not_stored_may_be_made_in_apply(make):
+  def do_not_store(next_creator, shape, dtype, init, context):
+    del next_creator, context
+    init(shape, dtype)
+    return hk.experimental.DO_NOT_STORE
+
+  def anew(next_getter, value, context):
+    assert value is hk.experimental.DO_NOT_STORE
+    shape, dtype = context.original_shape, context.original_dtype
+    return next_getter(context.original_init(shape, dtype))
+
+  def f(x):
+    with hk.custom_creator(do_not_store), hk.custom_getter(anew):
+      return make()(x)
+
+  f = hk.transform(f)
+  assert f.init(KEY, X) == {}
+  np.testing.assert_allclose(
+    f.apply({}, None, X), X @ jnp.full((4, 4), 3.0), 1e-5, 1e-5
+  )
+
+
+@pytest.mark.parametrize(
+  'make',
+  [lambda: hk.Linear(4), lambda: nn.Dense(4)],
+  ids=['of Haiku', 'of ours'],
+)
+def test_a_creator_in_apply_makes_no_parameter(make):
+  def f(x):
+    with hk.custom_creator(lambda create, s, d, init, context: init(s, d)):
+      return make()(x)
+
+  for key in (None, KEY):
+    with pytest.raises(ValueError, match='parameter.*(w|kernel)'):
+      hk.transform(f).apply({}, key, X)
+
+
 @each_place
 def test_custom_creator_of_state(where):
   def sevens(next_creator, shape, dtype, init, context):

@@ -319,6 +319,37 @@ def test_creators_choose_the_values(kind):
 
 
 @each_kind
+def test_creators_choose_the_shape(kind):
+  if kind in ('WeightNorm', 'SpectralNorm'):
+    pytest.skip('the module looks at the parameter, which is not its own')
+
+  def two(next_creator, shape, dtype, init, context):
+    del context
+    return next_creator((2, *shape), dtype, init)
+
+  def second(next_getter, value, context):
+    assert value.shape == (2, *context.original_shape)
+    return next_getter(value[1])
+
+  def around(x):
+    with hk.custom_creator(two), hk.custom_getter(second):
+      return KINDS[kind](name='m')(x)
+
+  f, plain_params, state = plain(kind)
+  both = hk.transform_with_state(around)
+  params, _ = jax.jit(both.init)(KEY, X)
+  axis = 1 if kind in MAPPED else 0
+  want = jax.tree.map(lambda v: jnp.stack([v, v], axis), plain_params)
+  assert shapes(params) == shapes(want)
+  one = jax.tree.map(lambda v: jnp.take(v, 1, axis), params)
+  y, want = (
+    f.apply(params, state, None, X)[0]
+    for f, params in ((both, params), (f, one))
+  )
+  np.testing.assert_allclose(y, want, 1e-5, 1e-5)
+
+
+@each_kind
 @pytest.mark.parametrize('initializing', [False, True])
 def test_getters_see_each_parameter(kind, initializing):
   seen = {}

@@ -159,7 +159,7 @@ def new_param(
   path: str,
   key: str,
   value: Any,
-  again: Callable[[], Any],
+  again: Callable[..., Any],
   is_noted: bool = False,
 ) -> Any:
   """Adds a parameter to the frame, and returns it as the getters give it.
@@ -169,16 +169,19 @@ def new_param(
     key: the name in its bundle.
     value: the initial value.
     again: makes another initial value, for a custom creator that asks for
-      more than one.
+      more than one; of another shape, if that is given.
     is_noted: whether its name was noted already.
   """
   values = iter((value,))
   shape, dtype = shape_of(value), dtype_of(value)
 
   def init(wanted_shape, wanted_dtype):
-    new = next(values, None)
-    new = again() if new is None else new
-    return fit(new, shape, dtype, wanted_shape, wanted_dtype, key)
+    if tuple(wanted_shape) != shape:
+      new = again(wanted_shape)
+    else:
+      new = next(values, None)
+      new = again() if new is None else new
+    return fit(new, wanted_shape, wanted_dtype, key)
 
   init = _Noted(init) if is_noted else init
   if isinstance(value, (jax.Array, np.ndarray)):
@@ -186,17 +189,23 @@ def new_param(
   return at(path, _get_any, key, shape, dtype, init)
 
 
-def fit(value, shape, dtype, wanted_shape, wanted_dtype, key) -> Any:
+def fit(value, wanted_shape, wanted_dtype, key) -> Any:
   """Returns an initial value as a custom creator wants it."""
-  if tuple(wanted_shape) != tuple(shape):
+  shape, dtype = shape_of(value), dtype_of(value)
+  if tuple(wanted_shape) != shape:
     raise ValueError(
       f'A custom creator asked for "{key}" with shape {tuple(wanted_shape)},'
-      f' but its initializer makes shape {tuple(shape)}. Pass another `init` to'
-      ' the next creator to make another shape.'
+      f' but its initializer makes shape {shape}. Pass another `init` to the next'
+      ' creator to make another shape.'
     )
   if wanted_dtype is dtype or wanted_dtype == dtype:
     return value
   return value.astype(wanted_dtype)
+
+
+def is_missing(error: ValueError) -> bool:
+  """Returns whether Haiku says that `apply` was not given a parameter."""
+  return 'Unable to retrieve parameter' in str(error)
 
 
 def get_or_make_param(path: str, key: str, shape: Any, dtype: Any, make) -> Any:
@@ -288,7 +297,7 @@ def new_state(path: str, key: str, value: Any, is_noted: bool = False) -> None:
   shape, dtype = shape_of(value), dtype_of(value)
 
   def init(wanted_shape, wanted_dtype):
-    return fit(value, shape, dtype, wanted_shape, wanted_dtype, key)
+    return fit(value, wanted_shape, wanted_dtype, key)
 
   init = _Noted(init) if is_noted else init
   at(path, hk.get_state, key, shape, dtype, init)

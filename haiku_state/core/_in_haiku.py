@@ -80,7 +80,7 @@ class InHaiku:
       if self.has(place, col, name):
         raise CannotChange(name)
       key = _names.escape_key(name)
-      _frame.new_param(path, key, value, lambda: value)
+      _frame.new_param(path, key, value, lambda *_: value)
       self._note(False, path, key)
     else:
       key = _names.state_key(col, name)
@@ -145,21 +145,34 @@ class InHaiku:
   def param(
     self, place: Place, name: str, init_fn, args, kwargs, make: Make
   ) -> Any:
-    """Returns a parameter, made in one call so that Haiku's creators see it."""
+    """Returns a parameter, made in one call so that Haiku's creators see it.
+
+    In `apply` too they may ask for the initial value of one that is missing:
+    Haiku raises after they have answered, unless they do not store it.
+    """
     want = expected_shapes(init_fn, args, kwargs)
-    if want.dtype is None:
-      return self._any_param(place, name, init_fn, args, kwargs, make)
     key = _names.escape_key(name)
 
     def init(shape, dtype):
       self._note(False, place.path, key)
-      value = make()
+      is_wanted = tuple(shape) == want.shapes[0]
+      value = make() if is_wanted else make(shape)
       check_stays(name, value, _frame.frame_is_current)
-      return _frame.fit(value, want.shapes[0], want.dtype, shape, dtype, key)
+      return _frame.fit(value, shape, dtype, key)
 
-    return _frame.get_or_make_param(
-      place.path, key, want.shapes[0], want.dtype, init
-    )
+    try:
+      if want.dtype is None:
+        return self._any_param(place, name, init_fn, args, kwargs, make)
+      return _frame.get_or_make_param(
+        place.path, key, want.shapes[0], want.dtype, init
+      )
+    except _haiku_words.MissingKey:
+      if _frame.is_initializing():
+        raise
+    except ValueError as e:
+      if not _frame.is_missing(e):
+        raise
+    raise _haiku_words.missing_parameter(place.path, name)
 
   def _any_param(
     self, place: Place, name: str, init_fn, args, kwargs, make: Make

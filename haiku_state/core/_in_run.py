@@ -333,7 +333,7 @@ class InRun(Tree):
         if new:
           new[0].setdefault(path, {})[param_key] = value
         else:
-          self._frame_param(path, param_key, value, lambda: value)
+          self._frame_param(path, param_key, value, lambda *_: value)
         level[name] = True
         return
     is_new = leaf is None and not was_dropped

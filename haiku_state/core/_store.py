@@ -31,7 +31,7 @@ Touched = set[tuple[str, str]]
 # Values that are new to a frame: parameters and state.
 New = tuple[_bundles.Bundles, _bundles.Bundles]
 # Makes the initial value of a parameter, or raises if none may be made.
-Make = Callable[[], Any]
+Make = Callable[..., Any]
 
 NOTHING: Mapping[str, Any] = FrozenDict()
 MAPPINGS = (dict, FrozenDict)

@@ -521,20 +521,36 @@ class Scope:
     is_recorded = self._run.is_recorded
     return initial_value(init_fn, rng, suffix, args, kwargs, is_recorded)
 
-  def _new_param(self, name: str, init_fn: Callable[..., Any], args, kwargs):
-    """Returns `initial_param`, or raises if no parameter may be made."""
+  def _new_param(
+    self, name: str, init_fn: Callable[..., Any], args, kwargs, shape=None
+  ) -> Any:
+    """Returns `initial_param`, or raises if no parameter may be made.
+
+    Args:
+      name: its name.
+      init_fn: its initializer.
+      args: the arguments of the initializer, behind the key.
+      kwargs: its keyword arguments.
+      shape: another shape for it than the first argument, if that is one.
+    """
+    if shape is not None and args and isinstance(args[0], (tuple, list)):
+      args = (tuple(shape), *args[1:])
     if not in_filter(self.mutable, 'params'):
-      if self._must_be_given:
+      if not self._must_be_given:
+        raise self._missing_param(name)
+      if not self._run.is_in_haiku:
         raise _haiku_words.missing_parameter(self.haiku_path, name)
-      error: Exception
-      if self.is_collection_empty('params'):
-        error = errors.ScopeCollectionNotFound('params', name, self.path_text)
-      else:
-        error = errors.ScopeParamNotFoundError(name, self.path_text)
-      tree: Any = getattr(self._run.store, 'tree', {})
-      hint = _haiku_words.hint_at_conversion(tree)
-      raise errors._with_hint(error, hint)
+      # Haiku raises, after its creators were asked.
     return self.initial_param(init_fn, args, kwargs)
+
+  def _missing_param(self, name: str) -> Exception:
+    error: Exception
+    if self.is_collection_empty('params'):
+      error = errors.ScopeCollectionNotFound('params', name, self.path_text)
+    else:
+      error = errors.ScopeParamNotFoundError(name, self.path_text)
+    tree: Any = getattr(self._run.store, 'tree', {})
+    return errors._with_hint(error, _haiku_words.hint_at_conversion(tree))
 
   def _next_rng(self, name: str) -> tuple[jax.Array, tuple[str | int, ...]]:
     """Counts a key; returns its root and what is to be folded in."""
