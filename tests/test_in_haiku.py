@@ -5,6 +5,7 @@ Each use is compared with the plain computation by the pure function `apply`.
 
 import concurrent.futures
 import functools
+from typing import Any
 
 import haiku as hk
 import haiku_table as table
@@ -440,6 +441,41 @@ def test_custom_creator_of_parameters(where):
     ('Dense_0', 'bias', nn.Dense, (4,), jnp.float32),
     ('BatchNorm_0', 'scale', nn.BatchNorm, (4,), jnp.float32),
   ]
+
+
+@pytest.mark.parametrize('size', [(), (2,)], ids=['', 'and a shape'])
+def test_a_creator_chooses_the_dtype_in_which_is_drawn(size):
+  def creator(next_creator, shape, dtype, init, context):
+    del dtype, context
+    return next_creator((*size, *shape), jnp.bfloat16, init)
+
+  def getter(next_getter, value, context):
+    assert value.dtype == jnp.bfloat16
+    return next_getter(value.astype(jnp.float32)[(0,) * len(size)])
+
+  def made(make):
+    def f(x):
+      with hk.custom_creator(creator), hk.custom_getter(getter):
+        return make()(x)
+
+    return list(jax.tree.leaves(hk.transform(f).init(KEY, X)))
+
+  class Kernel(nn.Module):
+    options: dict[str, Any]
+
+    @nn.compact
+    def __call__(self, x):
+      kernel = self.param('kernel', normal, (4, 4), **self.options)
+      return x @ kernel
+
+  normal = hk.initializers.RandomNormal()
+  want = made(lambda: hk.Linear(4, w_init=normal))
+  got = made(lambda: nn.Dense(4, kernel_init=normal))
+  for a, b in zip(got, want, strict=True):
+    np.testing.assert_array_equal(a, b)
+  for options in ({}, {'dtype': jnp.float32}):
+    (kernel,) = made(lambda options=options: Kernel(options))
+    np.testing.assert_array_equal(kernel, want[1])
 
 
 @pytest.mark.parametrize(

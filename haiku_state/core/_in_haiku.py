@@ -155,8 +155,8 @@ class InHaiku:
 
     def init(shape, dtype):
       self._note(False, place.path, key)
-      is_wanted = tuple(shape) == want.shapes[0]
-      value = make() if is_wanted else make(shape)
+      is_own = tuple(shape) == want.shapes[0] and dtype == want.dtype
+      value = make() if is_own else make(shape, dtype)
       check_stays(name, value, _frame.frame_is_current)
       return _frame.fit(value, shape, dtype, key)
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 import jax
+import numpy as np
 
 from haiku_state import errors
 from haiku_state.configurations import config as config
@@ -522,7 +523,13 @@ class Scope:
     return initial_value(init_fn, rng, suffix, args, kwargs, is_recorded)
 
   def _new_param(
-    self, name: str, init_fn: Callable[..., Any], args, kwargs, shape=None
+    self,
+    name: str,
+    init_fn: Callable[..., Any],
+    args,
+    kwargs,
+    shape=None,
+    dtype=None,
   ) -> Any:
     """Returns `initial_param`, or raises if no parameter may be made.
 
@@ -531,10 +538,11 @@ class Scope:
       init_fn: its initializer.
       args: the arguments of the initializer, behind the key.
       kwargs: its keyword arguments.
-      shape: another shape for it than the first argument, if that is one.
+      shape: the shape that a custom creator wants, None for its own.
+      dtype: the dtype that it wants.
     """
-    if shape is not None and args and isinstance(args[0], (tuple, list)):
-      args = (tuple(shape), *args[1:])
+    if shape is not None:
+      args, kwargs = _as_wanted(init_fn, args, kwargs, shape, dtype)
     if not in_filter(self.mutable, 'params'):
       if not self._must_be_given:
         raise self._missing_param(name)
@@ -763,6 +771,29 @@ class Scope:
     if key not in self.flags and default is no_flag:
       raise ValueError(f'Flag {key} not present on scope.')
     return self.flags.get(key, default)
+
+
+def _as_wanted(init_fn: Any, args, kwargs, shape, dtype) -> Any:
+  """Returns arguments by which an initializer makes another shape and dtype.
+
+  Those that are no shape, and no dtype, are left.
+  """
+  if not args or not isinstance(args[0], (tuple, list)):
+    return args, kwargs
+  rest = list(args[1:])
+  if dtype is not None:
+    if rest and _is_dtype(rest[0]):
+      rest[0] = dtype
+    elif 'dtype' in kwargs or (not rest and isinstance(init_fn, FromHaiku)):
+      kwargs = {**kwargs, 'dtype': dtype}
+  return (tuple(shape), *rest), kwargs
+
+
+def _is_dtype(x: Any) -> bool:
+  try:
+    return x is not None and np.dtype(x) is not None
+  except TypeError:
+    return False
 
 
 def _as_flagged(variables: dict[str, Any]) -> Any:

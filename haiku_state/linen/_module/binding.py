@@ -155,7 +155,7 @@ def _bind(module: ModuleBase) -> None:
   elif is_haikus(module):
     vars(module).pop(_OWNER, None)
     move_in_haiku(module)
-  elif 'module_name' not in vars(module):
+  elif 'module_name' not in module.__dict__:
     enter_haiku(module)
   own = module.__dict__
   for name in module._field_names:
