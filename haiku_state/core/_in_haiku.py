@@ -11,7 +11,13 @@ from typing import Any
 
 import jax
 
-from haiku_state.core import _frame, _haiku_words, _names, tracers
+from haiku_state.core import (
+  _frame,
+  _haiku_run,
+  _haiku_words,
+  _names,
+  tracers,
+)
 from haiku_state.core._jax_around import check_stays
 from haiku_state.core._place import Place
 from haiku_state.core._shapes import expected as expected_shapes
@@ -25,18 +31,32 @@ from haiku_state.core._store import (
 )
 
 
-class InHaiku:
-  """Variables of a module of ours that runs in somebody's `hk.transform`.
+class _Made:
+  """What modules of ours have made in one run of Haiku's.
 
   Attributes:
-    made: the names of the parameters and of the state that were made here.
+    names: the names of the parameters, and of the state.
+    levels: the modules, and levels of variables, with state at or below them.
   """
 
   def __init__(self) -> None:
-    self.made: tuple[_frame.Names, _frame.Names] = ({}, {})
+    self.names: tuple[_frame.Names, _frame.Names] = ({}, {})
+    self.levels: set[str] = set()
 
-  def _note(self, is_state: bool, path: str, key: str) -> None:
-    self.made[is_state].setdefault(path, {})[key] = None
+  def note(self, is_state: bool, path: str, key: str) -> None:
+    self.names[is_state].setdefault(path, {})[key] = None
+    while is_state and path not in self.levels:
+      self.levels.add(path)
+      path = path.rpartition('/')[0]
+
+
+class InHaiku:
+  """Variables of a module of ours that runs in somebody's `hk.transform`."""
+
+  @functools.cached_property
+  def _made(self) -> _Made:
+    """What was made in the run: another module may be at the same place."""
+    return _haiku_run.notes_of_run().setdefault(_Made, _Made())
 
   @functools.cached_property
   def initial_trace(self) -> tracers.Trace:
@@ -44,7 +64,8 @@ class InHaiku:
     return tracers.Trace()
 
   def level(self, place: Place, col: str) -> Mapping[str, Any]:
-    return self.variables(place).get(col, NOTHING)
+    found = _frame.frame_variables(place.path, self._made.names, col)
+    return found.get(col, NOTHING)
 
   def has(self, place: Place, col: str, name: str) -> bool:
     # Asked for state by name, Haiku makes an empty bundle where there is none,
@@ -60,8 +81,20 @@ class InHaiku:
         key = _names.state_key(col, name)
         return _frame.find_state(place.path, key)
       except _frame.Missing:
-        pass  # It may be a level.
+        if not self._may_be_level(place, col, name):
+          return default
     return self.level(place, col).get(name, default)
+
+  def _may_be_level(self, place: Place, col: str, name: str) -> bool:
+    """Returns whether state may be a dict: no look at all that there is.
+
+    In `init` it was made by modules of ours, or Haiku's have, which is in one
+    collection.
+    """
+    if col == _names.HAIKU_COLLECTION or not _frame.is_initializing():
+      return True
+    below = _names.path_below(place.path, name)
+    return below in self._made.levels
 
   def is_array(self, place: Place, col: str, name: str) -> bool:
     return isinstance(self.get(place, col, name), jax.Array)
@@ -81,14 +114,14 @@ class InHaiku:
         raise CannotChange(name)
       key = _names.escape_key(name)
       _frame.new_param(path, key, value, lambda: value)
-      self._note(False, path, key)
+      self._made.note(False, path, key)
     else:
       key = _names.state_key(col, name)
       try:
         _frame.find_state(path, key)
       except _frame.Missing:
         _frame.new_state(path, key, value)
-        self._note(True, path, key)
+        self._made.note(True, path, key)
       else:
         _frame.write_state(path, key, value)
 
@@ -130,7 +163,7 @@ class InHaiku:
     key = _names.escape_key(name) if is_param else _names.state_key(col, name)
     params, state = new
     (params if is_param else state).setdefault(path, {})[key] = value
-    self._note(not is_param, path, key)
+    self._made.note(not is_param, path, key)
 
   def names_outside(self, root: Place) -> Iterator[tuple[str, str]]:
     del root  # What is outside of it is the user's, not the module's.
@@ -152,7 +185,7 @@ class InHaiku:
     key = _names.escape_key(name)
 
     def init(shape, dtype):
-      self._note(False, place.path, key)
+      self._made.note(False, place.path, key)
       value = make()
       check_stays(name, value, _frame.frame_is_current)
       return _frame.fit(value, want.shapes[0], want.dtype, shape, dtype, key)
@@ -175,4 +208,4 @@ class InHaiku:
     return value
 
   def variables(self, place: Place) -> dict[str, Any]:
-    return _frame.frame_variables(place.path, self.made)
+    return _frame.frame_variables(place.path, self._made.names)
