@@ -6,7 +6,7 @@ The values are in Haiku's frame, and Haiku is asked for the names too.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -31,32 +31,23 @@ from haiku_state.core._store import (
 )
 
 
-class _Made:
-  """What modules of ours have made in one run of Haiku's.
+class InHaiku:
+  """Variables of a module of ours that runs in somebody's `hk.transform`.
 
   Attributes:
-    names: the names of the parameters, and of the state.
-    levels: the modules, and levels of variables, with state at or below them.
+    made: the names of the parameters and of the state that were made here.
+    levels: the modules with state that was made here, in them or below.
   """
 
   def __init__(self) -> None:
-    self.names: tuple[_frame.Names, _frame.Names] = ({}, {})
+    self.made: tuple[_frame.Names, _frame.Names] = ({}, {})
     self.levels: set[str] = set()
 
-  def note(self, is_state: bool, path: str, key: str) -> None:
-    self.names[is_state].setdefault(path, {})[key] = None
+  def _note(self, is_state: bool, path: str, key: str) -> None:
+    self.made[is_state].setdefault(path, {})[key] = None
     while is_state and path not in self.levels:
       self.levels.add(path)
       path = path.rpartition('/')[0]
-
-
-class InHaiku:
-  """Variables of a module of ours that runs in somebody's `hk.transform`."""
-
-  @functools.cached_property
-  def _made(self) -> _Made:
-    """What was made in the run: another module may be at the same place."""
-    return _haiku_run.notes_of_run().setdefault(_Made, _Made())
 
   @functools.cached_property
   def initial_trace(self) -> tracers.Trace:
@@ -64,7 +55,7 @@ class InHaiku:
     return tracers.Trace()
 
   def level(self, place: Place, col: str) -> Mapping[str, Any]:
-    found = _frame.frame_variables(place.path, self._made.names, col)
+    found = _frame.frame_variables(place.path, self.made, col)
     return found.get(col, NOTHING)
 
   def has(self, place: Place, col: str, name: str) -> bool:
@@ -86,15 +77,14 @@ class InHaiku:
     return self.level(place, col).get(name, default)
 
   def _may_be_level(self, place: Place, col: str, name: str) -> bool:
-    """Returns whether state may be a dict: no look at all that there is.
+    """Returns whether state may be a dict, which takes a look at all state.
 
-    In `init` it was made by modules of ours, or Haiku's have, which is in one
-    collection.
+    In `init` modules of ours have made it, or Haiku's in a collection of theirs.
     """
     if col == _names.HAIKU_COLLECTION or not _frame.is_initializing():
       return True
     below = _names.path_below(place.path, name)
-    return below in self._made.levels
+    return below in self.levels or below in _trees_if_any()
 
   def is_array(self, place: Place, col: str, name: str) -> bool:
     return isinstance(self.get(place, col, name), jax.Array)
@@ -105,6 +95,7 @@ class InHaiku:
   def _put(self, place: Place, path: str, col: str, name: str, value) -> None:
     if isinstance(value, MAPPINGS):
       below = _names.path_below(path, name)
+      _note_tree(below)
       for key, x in value.items():
         self._put(place, below, col, key, x)
       return
@@ -114,14 +105,14 @@ class InHaiku:
         raise CannotChange(name)
       key = _names.escape_key(name)
       _frame.new_param(path, key, value, lambda: value)
-      self._made.note(False, path, key)
+      self._note(False, path, key)
     else:
       key = _names.state_key(col, name)
       try:
         _frame.find_state(path, key)
       except _frame.Missing:
         _frame.new_state(path, key, value)
-        self._made.note(True, path, key)
+        self._note(True, path, key)
       else:
         _frame.write_state(path, key, value)
 
@@ -163,7 +154,7 @@ class InHaiku:
     key = _names.escape_key(name) if is_param else _names.state_key(col, name)
     params, state = new
     (params if is_param else state).setdefault(path, {})[key] = value
-    self._made.note(not is_param, path, key)
+    self._note(not is_param, path, key)
 
   def names_outside(self, root: Place) -> Iterator[tuple[str, str]]:
     del root  # What is outside of it is the user's, not the module's.
@@ -185,7 +176,7 @@ class InHaiku:
     key = _names.escape_key(name)
 
     def init(shape, dtype):
-      self._made.note(False, place.path, key)
+      self._note(False, place.path, key)
       value = make()
       check_stays(name, value, _frame.frame_is_current)
       return _frame.fit(value, want.shapes[0], want.dtype, shape, dtype, key)
@@ -208,4 +199,17 @@ class InHaiku:
     return value
 
   def variables(self, place: Place) -> dict[str, Any]:
-    return _frame.frame_variables(place.path, self._made.names)
+    return _frame.frame_variables(place.path, self.made)
+
+
+# Where variables that are trees begin, in one run of Haiku's: another module may
+# be at the same place.
+_TREES = object()
+
+
+def _note_tree(path: str) -> None:
+  _haiku_run.notes_of_run().setdefault(_TREES, set()).add(path)
+
+
+def _trees_if_any() -> Container[str]:
+  return _haiku_run.notes_if_any().get(_TREES, ())
