@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from counted import calls
 from layers_compare import as_dict
 
 from haiku_state import linen as nn
@@ -894,3 +895,67 @@ def test_asking_for_a_variable_leaves_no_trace():
   _, state = f.init(KEY, X)
   assert state == {}
   assert f.apply(params, state, None, X)[1] == {}
+
+
+# --- State that init makes ---------------------------------------------------
+
+
+class Tree(nn.Module):
+  """Keeps a tree of numbers as one variable."""
+
+  @nn.compact
+  def __call__(self):
+    made = self.variable('counts', 'n', lambda: {'a': 0, 'b': {'c': 0}})
+    made.value = jax.tree.map(lambda n: n + 1, made.value)
+    return made.value
+
+
+class Outer(hk.Module):
+  """Makes a module at the same place in each call."""
+
+  def __call__(self):
+    return Tree(name='tree')()
+
+
+def test_init_finds_a_tree_that_another_module_has_made_there():
+  seen = []
+  f = hk.transform_with_state(lambda: seen.append([m() for m in [Outer()] * 3]))
+  f.init(None)
+  assert seen == [[{'a': n, 'b': {'c': n}} for n in (1, 2, 3)]]
+
+
+class Numbers(nn.Module):
+  """Has many numbers that it sets."""
+
+  n: int
+
+  @nn.compact
+  def __call__(self):
+    for i in range(self.n):
+      self.variable('counts', f'n_{i}', jnp.zeros, ()).value += 1
+
+
+class Norms(nn.Module):
+  """Normalizes many times."""
+
+  n: int
+
+  @nn.compact
+  def __call__(self):
+    x = jnp.ones((2, 3))
+    for _ in range(self.n):
+      x = nn.BatchNorm(use_running_average=False)(x)
+
+
+@pytest.mark.parametrize('kind', [Numbers, Norms])
+def test_init_costs_the_same_for_each_state(kind):
+  def cost(n):
+    f = hk.transform_with_state(lambda: kind(n)())
+
+    def init():
+      jax.eval_shape(lambda key: f.init(key), KEY)  # Not traced before.
+
+    init()
+    return calls(init).total() / n
+
+  assert cost(64) < 1.05 * cost(16)

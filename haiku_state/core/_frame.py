@@ -390,7 +390,9 @@ def dtype_of(value: Any) -> Any:
   return getattr(value, 'dtype', np.float32)
 
 
-def frame_variables(root: str, made: tuple[Names, Names]) -> dict[str, Any]:
+def frame_variables(
+  root: str, made: tuple[Names, Names], only: str | None = None
+) -> dict[str, Any]:
   """Returns what the frame holds at and below a module.
 
   The cost grows with all that the frame holds.
@@ -399,30 +401,41 @@ def frame_variables(root: str, made: tuple[Names, Names]) -> dict[str, Any]:
     root: Haiku's name of the module.
     made: the names of parameters, and of state, that were made by it. Inside of
       `hk.remat` and the like Haiku does not list them before those end.
+    only: the collection that is wanted; all without it.
   """
+  has_params, has_state = only in (None, 'params'), only != 'params'
   if hk.running_init():
-    params, state = hk.get_params(), hk.get_current_state()
-    params, state = _bundles.below(params, root), _bundles.below(state, root)
-    made_params, made_state = (_bundles.below(names, root) for names in made)
-    for path, names in made_params.items():
-      listed = params.get(path, {})
-      more = [key for key in names if key not in listed]
-      if more:
-        params[path] = {
-          **listed,
-          **_values(read_any_param, Missing, path, more),
-        }
-    # Inside of them, the values that Haiku lists are those from outside.
-    state = {
-      path: _values(read_state, ValueError, path, {**listed, **names})
-      for path, listed, names in _joined(state, made_state)
-    }
+    params = _made_params(root, made[0]) if has_params else {}
+    state = _made_state(root, made[1]) if has_state else {}
   else:
-    params, state = _lift()({}, {})
-    params, state = _bundles.below(params, root), _bundles.below(state, root)
-  variables = _bundles.from_haiku(params, {}, root)
-  _bundles.gather_state(variables, state, root, lambda col: True)
+    params, state = (_bundles.below(held, root) for held in _lift()({}, {}))
+  variables: dict[str, Any] = {}
+  if has_params:
+    variables = _bundles.from_haiku(params, {}, root)
+  if has_state:
+    _bundles.gather_state(
+      variables, state, root, lambda col: only in (None, col)
+    )
   return variables
+
+
+def _made_params(root: str, made: Names) -> Bundles:
+  params = _bundles.below(hk.get_params(), root)
+  for path, names in _bundles.below(made, root).items():
+    listed = params.get(path, {})
+    more = [key for key in names if key not in listed]
+    if more:
+      params[path] = {**listed, **_values(read_any_param, Missing, path, more)}
+  return params
+
+
+def _made_state(root: str, made: Names) -> Bundles:
+  state = _bundles.below(hk.get_current_state(), root)
+  # Inside of them, the values that Haiku lists are those from outside.
+  return {
+    path: _values(read_state, ValueError, path, {**listed, **names})
+    for path, listed, names in _joined(state, _bundles.below(made, root))
+  }
 
 
 def _joined(first: Any, second: Any) -> Iterator[tuple[str, Any, Any]]:

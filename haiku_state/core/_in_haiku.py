@@ -6,12 +6,18 @@ The values are in Haiku's frame, and Haiku is asked for the names too.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
 import jax
 
-from haiku_state.core import _frame, _haiku_words, _names, tracers
+from haiku_state.core import (
+  _frame,
+  _haiku_run,
+  _haiku_words,
+  _names,
+  tracers,
+)
 from haiku_state.core._jax_around import check_stays
 from haiku_state.core._place import Place
 from haiku_state.core._shapes import expected as expected_shapes
@@ -30,13 +36,18 @@ class InHaiku:
 
   Attributes:
     made: the names of the parameters and of the state that were made here.
+    levels: the modules with state that was made here, in them or below.
   """
 
   def __init__(self) -> None:
     self.made: tuple[_frame.Names, _frame.Names] = ({}, {})
+    self.levels: set[str] = set()
 
   def _note(self, is_state: bool, path: str, key: str) -> None:
     self.made[is_state].setdefault(path, {})[key] = None
+    while is_state and path not in self.levels:
+      self.levels.add(path)
+      path = path.rpartition('/')[0]
 
   @functools.cached_property
   def initial_trace(self) -> tracers.Trace:
@@ -44,7 +55,8 @@ class InHaiku:
     return tracers.Trace()
 
   def level(self, place: Place, col: str) -> Mapping[str, Any]:
-    return self.variables(place).get(col, NOTHING)
+    found = _frame.frame_variables(place.path, self.made, col)
+    return found.get(col, NOTHING)
 
   def has(self, place: Place, col: str, name: str) -> bool:
     # Asked for state by name, Haiku makes an empty bundle where there is none,
@@ -60,8 +72,19 @@ class InHaiku:
         key = _names.state_key(col, name)
         return _frame.find_state(place.path, key)
       except _frame.Missing:
-        pass  # It may be a level.
+        if not self._may_be_level(place, col, name):
+          return default
     return self.level(place, col).get(name, default)
+
+  def _may_be_level(self, place: Place, col: str, name: str) -> bool:
+    """Returns whether state may be a dict, which takes a look at all state.
+
+    In `init` modules of ours have made it, or Haiku's in a collection of theirs.
+    """
+    if col == _names.HAIKU_COLLECTION or not _frame.is_initializing():
+      return True
+    below = _names.path_below(place.path, name)
+    return below in self.levels or below in _trees_if_any()
 
   def is_array(self, place: Place, col: str, name: str) -> bool:
     return isinstance(self.get(place, col, name), jax.Array)
@@ -72,6 +95,7 @@ class InHaiku:
   def _put(self, place: Place, path: str, col: str, name: str, value) -> None:
     if isinstance(value, MAPPINGS):
       below = _names.path_below(path, name)
+      _note_tree(below)
       for key, x in value.items():
         self._put(place, below, col, key, x)
       return
@@ -189,3 +213,16 @@ class InHaiku:
 
   def variables(self, place: Place) -> dict[str, Any]:
     return _frame.frame_variables(place.path, self.made)
+
+
+# Where variables that are trees begin, in one run of Haiku's: another module may
+# be at the same place.
+_TREES = object()
+
+
+def _note_tree(path: str) -> None:
+  _haiku_run.notes_of_run().setdefault(_TREES, set()).add(path)
+
+
+def _trees_if_any() -> Container[str]:
+  return _haiku_run.notes_if_any().get(_TREES, ())

@@ -47,7 +47,7 @@ def call_keyless(init_fn: Any, *args: Any, **kwargs: Any):
 
   One of Haiku's draws it by itself; its dtype is float32 if none is given.
   """
-  if isinstance(init_fn, INITIALIZERS):
+  if _is_of_haiku(init_fn):
     if args and isinstance(args[0], jax.Array):
       return FromHaiku(init_fn)(*args, **kwargs)
     kwargs = kwargs if len(args) > 1 else {'dtype': jnp.float32, **kwargs}
@@ -61,8 +61,11 @@ def as_linen(init_fn: Callable[..., Any]) -> Callable[..., Any]:
     init_fn: an initializer of either kind. Of Haiku's kind are the objects of
       `hk.initializers`; of a function nothing tells.
   """
-  if type(init_fn) is types.FunctionType:
-    return init_fn
-  if isinstance(init_fn, INITIALIZERS):
-    return FromHaiku(init_fn)
-  return init_fn
+  return FromHaiku(init_fn) if _is_of_haiku(init_fn) else init_fn
+
+
+def _is_of_haiku(init_fn: Callable[..., Any]) -> bool:
+  # Haiku's classes are abstract ones: to ask each of them takes long.
+  return type(init_fn) is not types.FunctionType and isinstance(
+    init_fn, INITIALIZERS
+  )

@@ -196,7 +196,7 @@ def _cached(
   # The pure function is one for all calls; the scopes of each reach it here.
   current: TransformContext[Pack] = TransformContext()
 
-  def compiled() -> Callable[..., Any]:
+  def compiled() -> tuple[Callable[..., Any], object]:
     @functools.wraps(fn)
     def pure(fingerprint, variables, rngs, *args, **kwargs):
       *_, static_key = fingerprint
@@ -209,7 +209,9 @@ def _cached(
       result = packed.call(with_key, variables, rngs, *args, **kwargs)
       return result, _Effects.of(packed, before)
 
-    return wrap(pure)
+    # JAX compares what is static with that of all other functions: here is what
+    # tells them apart at first sight.
+    return wrap(pure), object()
 
   shared = compiled()
 
@@ -218,10 +220,10 @@ def _cached(
     # around, and they are in what is compiled: Haiku's own `jit` traces anew in
     # each call as well.
     in_haiku = any(IN_HAIKU in top.flags for top in packed.tops)
-    run = compiled() if in_haiku else shared
+    run, own = compiled() if in_haiku else shared
     mutable = tuple(_hashable_filter(top.mutable) for top in packed.tops)
     places = tuple((packed.tops.index(top), x) for top, x in packed.places)
-    fingerprint = (mutable, places, static_key)
+    fingerprint = (own, mutable, places, static_key)
     before = _counts(packed)
     with current.push(packed):
       result, effects = run(
