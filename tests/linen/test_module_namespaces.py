@@ -247,6 +247,40 @@ def submodules_outside_of_compact(nn, flax):
 
 
 @programs
+def names_made_in_lifted_functions_are_free_outside(nn, flax):
+  def results(lift, *names):
+    class Foo(nn.Module):
+      @nn.compact
+      def __call__(self, x):
+        for i, name in enumerate(names):
+
+          def norm(module, x, name=name):
+            return nn.BatchNorm(use_running_average=False, name=name)(x)
+
+          x = (lift(norm) if i == 0 else norm)(self, x)
+        return x
+
+    foo = Foo()
+    y, variables = foo.init_with_output(KEY, X)
+    return y, variables, foo.apply(variables, X, mutable=['batch_stats'])
+
+  def by_name(lift):
+    return (
+      attempt(results, lift, 'b', 'b'),
+      attempt(results, lift, 'b', 'b', 'b'),
+      attempt(results, lift, None, 'BatchNorm_0', None),
+      attempt(results, lift, 'BatchNorm_0', None),
+    )
+
+  return [
+    *by_name(nn.remat),
+    *by_name(nn.jit),
+    *by_name(lambda f: lambda module, x: nn.vjp(f, module, x)[0]),
+    *by_name(lambda f: nn.vmap(f, variable_axes={True: None})),
+  ]
+
+
+@programs
 def names_that_are_no_identifiers(nn, flax):
   class Foo(nn.Module):
     @nn.compact

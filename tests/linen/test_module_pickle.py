@@ -45,6 +45,8 @@ class Box(nn.Module):
 
   def __call__(self, x):
     return self.inner(x)
+
+Called = type('Called', (Compact,), {})
 """
 
 
@@ -106,6 +108,9 @@ def classes_and_methods(nn, flax):
     again(m.Foo) is m.Foo,
     again(nn.Dense) is nn.Dense,
     again(nn.Module) is nn.Module,
+    attempt(lambda: again(m.Called) is m.Called),
+    attempt(lambda: again(m.Called(2)) == m.Called(2)),
+    type('Called', (nn.Module,), {}).__module__,
     again(foo.double),
     attempt(lambda: again(m.Foo.method) is m.Foo.method),
     attempt(lambda: again(foo.method).__name__),

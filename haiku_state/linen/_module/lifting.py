@@ -520,7 +520,7 @@ def _lift_class(
     )
     for name, (args, kwargs) in options.items()
   }
-  # Python would take it from the frame that makes the class, which is in `abc`.
+  # It would be that of this file.
   body['__module__'] = 'haiku_state.linen.transforms'
   name = transform.__name__.capitalize() + target.__name__
   return type(target)(name, (target,), body)

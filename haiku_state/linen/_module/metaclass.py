@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import sys
 from typing import Any, Protocol
 
 import haiku as hk
@@ -34,7 +35,10 @@ class ModuleMeta(type(hk.Module), _TakesKeywords):
     mcs, name: str, bases: Any, body: dict[str, Any], **keywords: Any
   ):
     own = dict(body)
-    cls: Any = super().__new__(mcs, name, bases, {**body, _KEYWORDS: keywords})
+    # Python takes it, where `type` is called by hand, from the frame that makes
+    # the class: that would be in `abc`.
+    own.setdefault('__module__', sys._getframe(1).f_globals.get('__name__'))
+    cls: Any = super().__new__(mcs, name, bases, {**own, _KEYWORDS: keywords})
     if '__repr__' not in own:
       del cls.__repr__  # Haiku's would hide that of the base class.
     module_type = _base(cls)

@@ -89,6 +89,8 @@ class LiftedNames:
     self.taken = _taken(module) if self.has_parts else frozenset()
     self.made: set[str] = set()
     self.is_running = False
+    self._paths: set[str] = vars(module).get('_submodules', set())
+    self._before = frozenset(self._paths)
     around: LiftedNames | None = vars(module).get(_NAMES)
     self._around = None if around is None or around.is_running else around
     if self._around is not None:
@@ -100,7 +102,12 @@ class LiftedNames:
       vars(module)[_NAMES] = self
 
   def leave(self) -> None:
-    """Takes the names that were made inside, outside."""
+    """Takes the names that were made inside, outside.
+
+    Those of our own modules are free, as in Flax: what was made below them has
+    come out under their names, which Haiku then takes for modules of its own.
+    """
+    self._paths &= self._before
     if self._around is not None:
       self._around.made |= self.made
     else:
