@@ -3,8 +3,10 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from formulas import formulas
 
 import haiku_state.linen as nn
 
@@ -44,6 +46,27 @@ def assert_same_program(make, *args, keep_unused=True, **kwargs):
     texts.append(lowered_text(apply, shapes[0], *args, keep_unused=keep_unused))
   assert shapes[0] == shapes[1]
   assert texts[0] == texts[1]
+
+
+def assert_same_operations(ours, theirs, *args):
+  """Compares what two functions compute, by the values where operations differ.
+
+  Returns the shapes of what they return.
+  """
+  if formulas(ours, *args) != formulas(theirs, *args):
+    args = jax.tree.map(some_value, args)
+    assert_same_leaves(*(jax.jit(fn)(*args) for fn in (ours, theirs)))
+  got, want = (as_dict(jax.eval_shape(fn, *args)) for fn in (ours, theirs))
+  assert jax.tree.structure(got) == jax.tree.structure(want)
+  assert jax.tree.leaves(got) == jax.tree.leaves(want)
+  return got
+
+
+def some_value(x):
+  """Returns an array where there is only the shape of one."""
+  if isinstance(x, jax.Array):
+    return x
+  return (jnp.arange(x.size) % 7 - 3).astype(x.dtype).reshape(x.shape)
 
 
 STREAMS = ('params', 'dropout')
