@@ -1,6 +1,7 @@
 """Four host devices for the tests that map or shard; flags and memory."""
 
 import ctypes
+import functools
 import gc
 import importlib.metadata
 import itertools
@@ -120,6 +121,7 @@ def pytest_configure(config):
     hypothesis.settings.load_profile('short')
 
 
+@functools.cache
 def is_long(path):
   return path.relative_to(Path(__file__).parent).as_posix().startswith(LONG)
 

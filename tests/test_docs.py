@@ -20,6 +20,7 @@ import sys
 
 import jax
 import pytest
+from left_out import all_but
 
 import haiku_state
 from haiku_state import port
@@ -226,13 +227,29 @@ def test_links_lead_somewhere(path):
 # --- Examples in docstrings --------------------------------------------------
 
 MODULES = [
-  info.name
-  for info in pkgutil.walk_packages(haiku_state.__path__, 'haiku_state.')
-  if not info.name.endswith('__main__')
+  'haiku_state',
+  *(
+    info.name
+    for info in pkgutil.walk_packages(haiku_state.__path__, 'haiku_state.')
+    if not info.name.endswith('__main__')
+  ),
 ]
 
 
-@pytest.mark.parametrize('name', ['haiku_state', *MODULES])
+# Whose examples call layers that other tests compare, and compile them.
+LAYERS = re.compile(
+  r'haiku_state\.(linen|core\.nn)\.(experimental|recurrent|attention|fp8_ops'
+  r'|normalization|linear|activation)\b|haiku_state\.interop\.recurrent'
+)
+
+
+@pytest.mark.parametrize(
+  'name',
+  all_but(
+    [name for name in MODULES if not LAYERS.match(name)],
+    MODULES,
+  ),
+)
 def test_docstring_examples(name, tmp_path, monkeypatch):
   skip_if_jax_is_too_old(name)
   monkeypatch.chdir(tmp_path)

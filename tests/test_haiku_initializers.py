@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from layers_compare import assert_same_operations
 
 from haiku_state import linen as nn
 
@@ -100,13 +101,11 @@ def test_layers(layer):
     make(hk.initializers.Constant(0.5)),
     make(nn.initializers.constant(0.5)),
   )
-  got, want = ours.init(KEY, x), theirs.init(KEY, x)
-  jax.tree.map(np.testing.assert_array_equal, got, want)
-  y = ours.apply(want, x)
-  jax.tree.map(np.testing.assert_array_equal, y, theirs.apply(want, x))
+  shapes = assert_same_operations(ours.init, theirs.init, KEY, x)
+  assert_same_operations(ours.apply, theirs.apply, shapes, x)
   f = hk.transform(lambda x: make(hk.initializers.RandomNormal())(x))
-  params = f.init(KEY, x)
-  f.apply(params, None, x)
+  params = jax.eval_shape(f.init, KEY, x)
+  jax.eval_shape(f.apply, params, None, x)
 
 
 def draws(key, shape, dtype):

@@ -3,8 +3,10 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from formulas import formulas
 
 import haiku_state.linen as nn
 
@@ -24,26 +26,54 @@ def lowered_text(f, *args, keep_unused=True):
   return jax.jit(program, keep_unused=keep_unused).lower(*leaves).as_text()
 
 
-def assert_same_program(make, *args, keep_unused=True, **kwargs):
-  """Compares variables and forward programs with those of Flax.
+def assert_same_program(make, *args, **kwargs):
+  """Compares the shapes of variables and the forward operations with Flax's.
 
   Args:
     make: from the namespace to the layer.
     *args: arguments of the call.
-    keep_unused: see `lowered_text`.
     **kwargs: more of them, which are no arrays of the program.
   """
   flax_nn = pytest.importorskip('flax.linen')
   keys = {name: jax.random.key(i) for i, name in enumerate(STREAMS)}
-  shapes, texts = [], []
+  shapes, programs = [], []
   for namespace in (nn, flax_nn):
     layer = make(namespace)
     init = functools.partial(layer.init, **kwargs)
     shapes.append(as_dict(jax.eval_shape(init, keys, *args)))
     apply = functools.partial(layer.apply, rngs=keys, **kwargs)
-    texts.append(lowered_text(apply, shapes[0], *args, keep_unused=keep_unused))
+    programs.append(apply)
   assert shapes[0] == shapes[1]
-  assert texts[0] == texts[1]
+  if formulas(programs[0], shapes[0], *args) != formulas(
+    programs[1], shapes[0], *args
+  ):
+    texts = [
+      lowered_text(f, shapes[0], *args, keep_unused=False) for f in programs
+    ]
+    assert texts[0] == texts[1]
+
+
+def assert_same_operations(ours, theirs, *args, of_values=None):
+  """Compares what two functions compute, by the values where operations differ.
+
+  Returns the shapes of what they return.
+  """
+  if formulas(ours, *args) != formulas(theirs, *args):
+    args = jax.tree.map(some_value, args)
+    compare = of_values or assert_same_leaves
+    compare(*(jax.jit(fn)(*args) for fn in (ours, theirs)))
+  got, want = (as_dict(jax.eval_shape(fn, *args)) for fn in (ours, theirs))
+  assert jax.tree.structure(got) == jax.tree.structure(want)
+  for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want)):
+    assert (a.shape, a.dtype) == (b.shape, b.dtype)
+  return got
+
+
+def some_value(x):
+  """Returns an array where there is only the shape of one."""
+  if isinstance(x, jax.Array):
+    return x
+  return (jnp.arange(x.size) % 7 - 3).astype(x.dtype).reshape(x.shape)
 
 
 STREAMS = ('params', 'dropout')

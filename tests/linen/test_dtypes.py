@@ -41,12 +41,18 @@ def flax_dtypes():
 
 def outcome(f, *args, **kwargs):
   """Describes what a call returns, or raises."""
-  try:
+  found = []
+  describe = lambda x: x if x is None else (x.shape, x.dtype, x.weak_type)
+
+  def describe_all():
     out = f(*args, **kwargs)
+    found.append(list(map(describe, out)) if isinstance(out, list) else out)
+
+  try:
+    jax.eval_shape(describe_all)  # Traced, because nothing need be computed.
   except Exception as error:
     return type(error), str(error)
-  describe = lambda x: x if x is None else (x.shape, x.dtype, x.weak_type)
-  return list(map(describe, out)) if isinstance(out, list) else out
+  return found
 
 
 @pytest.mark.parametrize('x64', [False, True])

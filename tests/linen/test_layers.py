@@ -17,6 +17,7 @@ from layers_compare import (
   as_dict,
   assert_close,
   assert_same_leaves,
+  assert_same_operations,
   lowered_text,
 )
 from left_out import all_but
@@ -61,10 +62,23 @@ def flax_nn():
 
 
 @functools.cache
-def initialized(row, namespace):
+def initialized(row):
   """Returns the layer and its variables, which no test changes."""
-  layer = row.make(namespace)
-  return layer, layer.init(row.keys(), *row.args(), **row.call_kwargs())
+  layer = row.make(nn)
+  return layer, initializer(layer, row)(row.keys(), *row.args())
+
+
+@functools.cache
+def outlined(row):
+  """Returns the layer and the shapes of its variables."""
+  layer = row.make(nn)
+  init = initializer(layer, row)
+  return layer, jax.eval_shape(init, row.keys(), *row.args())
+
+
+def initializer(layer, row):
+  """Returns a function (keys, *args) to variables."""
+  return functools.partial(layer.init, **row.call_kwargs())
 
 
 def forward(layer, row, dtype=jnp.float32):
@@ -106,20 +120,30 @@ def mapped(layer, row):
 
 @over_rows
 def test_variables_are_those_of_flax(row, flax_nn):
-  _, ours = initialized(row, nn)
-  _, theirs = initialized(row, flax_nn)
-  assert sorted(ours) == sorted(row.collections)
-  assert_same_leaves(ours, theirs)
+  ours, theirs = (initializer(row.make(lib), row) for lib in (nn, flax_nn))
+  got = assert_same_operations(ours, theirs, row.keys(), *row.args())
+  assert sorted(got) == sorted(row.collections)
 
 
 @over_rows
 def test_output_and_updates_are_those_of_flax(row, flax_nn):
-  layer, variables = initialized(row, nn)
-  theirs, _ = initialized(row, flax_nn)
-  got = forward(layer, row)(variables, *row.args())
-  want = forward(theirs, row)(as_dict(variables), *row.args())
-  assert sorted(got[1]) == sorted(row.updates)
-  assert_same_leaves({'out': got[0], **got[1]}, {'out': want[0], **want[1]})
+  layer, variables = outlined(row)
+  ours, theirs = (forward(x, row) for x in (layer, row.make(flax_nn)))
+  args = as_dict(variables), *row.args()
+  _, updates = assert_same_operations(ours, theirs, *args)
+  assert sorted(updates) == sorted(row.updates)
+
+
+@pytest.mark.long
+@over_rows
+def test_values_are_those_of_flax(row, flax_nn):
+  layer, ours = initialized(row)
+  flax_layer = row.make(flax_nn)
+  theirs = initializer(flax_layer, row)(row.keys(), *row.args())
+  assert_same_leaves(ours, theirs)
+  got = forward(layer, row)(ours, *row.args())
+  want = forward(flax_layer, row)(as_dict(ours), *row.args())
+  assert_same_leaves(got, want)
 
 
 @over_classes
@@ -127,8 +151,8 @@ def test_output_and_updates_are_those_of_flax(row, flax_nn):
   'transform', all_but([gradient], [gradient, mapped]), ids=['grad', 'vmap']
 )
 def test_lowered_transform_is_that_of_flax(row, transform, flax_nn):
-  layer, variables = initialized(row, nn)
-  theirs, _ = initialized(row, flax_nn)
+  layer, variables = outlined(row)
+  theirs = row.make(flax_nn)
   args = (as_dict(variables), *row.args())
   if transform is mapped:
     args = (args[0], *jax.tree.map(lambda x: jnp.stack([x, x]), args[1:]))
@@ -162,7 +186,7 @@ def test_lowered_forward_is_that_of_flax_in_each_dtype(row, dtype, flax_nn):
 @pytest.mark.long
 @over_classes
 def test_jit_agrees_and_traces_once(row):
-  layer, variables = initialized(row, nn)
+  layer, variables = initialized(row)
   run, args = forward(layer, row), row.args()
   variables = as_dict(variables)
   traces = []
@@ -181,7 +205,7 @@ def test_jit_agrees_and_traces_once(row):
 
 @over_rows
 def test_vmap_adds_an_axis_to_output_and_updates(row):
-  layer, variables = initialized(row, nn)
+  layer, variables = outlined(row)
   args = jax.tree.map(lambda x: jnp.stack([x, x]), row.args())
   got = jax.eval_shape(mapped(layer, row), variables, *args)
   want = jax.eval_shape(forward(layer, row), variables, *row.args())
@@ -192,7 +216,7 @@ def test_vmap_adds_an_axis_to_output_and_updates(row):
 
 @over_rows
 def test_a_second_trace_makes_no_initializer_anew(row, monkeypatch):
-  layer, variables = initialized(row, nn)
+  layer, variables = outlined(row)
   forward_shapes = functools.partial(jax.eval_shape, forward(layer, row))
   forward_shapes(variables, *row.args())
   traced = []

@@ -1,5 +1,6 @@
 """Normalization at its edges; what holds for all layers: test_layers.py."""
 
+import functools
 import inspect
 import math
 
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax_names import needs_notes, told
-from layers_compare import as_dict, assert_same_leaves, lowered_text
+from layers_compare import as_dict, assert_same_leaves, assert_same_operations
 
 import haiku_state.linen as nn
 
@@ -110,14 +111,10 @@ def test_drawn_norms_are_those_of_flax(drawn):
     for m in (ours, theirs)
   )
   assert variables == want
-  texts = []
-  for layer in (ours, theirs):
-
-    def program(variables, layer=layer):
-      return layer.apply(variables, x, mask=mask, mutable=STATS)
-
-    texts.append(lowered_text(program, variables))
-  assert texts[0] == texts[1]
+  ours, theirs = (
+    functools.partial(m.apply, mask=mask, mutable=STATS) for m in (ours, theirs)
+  )
+  assert_same_operations(ours, theirs, variables, x)
 
 
 # BatchNorm: the running averages.
@@ -268,16 +265,15 @@ def test_mapped_statistics_are_those_of_the_batch(fast):
 
 def test_mapped_program_is_that_of_flax(flax_nn):
   for fast in (True, False):
-    texts = [
-      lowered_text(
-        lambda x, m=m, fast=fast: over_batch(
-          m.BatchNorm(False, use_fast_variance=fast, axis_name='batch'), x
-        ),
-        X,
-      )
+    ours, theirs = (
+      m.BatchNorm(False, use_fast_variance=fast, axis_name='batch')
       for m in (nn, flax_nn)
-    ]
-    assert texts[0] == texts[1]
+    )
+    assert_same_operations(
+      functools.partial(over_batch, ours),
+      functools.partial(over_batch, theirs),
+      X,
+    )
 
 
 def test_statistics_over_two_names():

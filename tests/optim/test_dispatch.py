@@ -30,9 +30,9 @@ def an_optimizer(name, layers, frozen):
 
 
 def per_parameter(count):
-  """Returns the calls that 200 parameters need and 20 do not, for one of them."""
-  few, many = count(10), count(100)
-  return {k: (many[k] - few[k]) / 180 for k in many if many[k] != few[k]}
+  """Returns the calls that 40 parameters need and 20 do not, for one of them."""
+  few, many = count(10), count(20)
+  return {k: (many[k] - few[k]) / 20 for k in many if many[k] != few[k]}
 
 
 @each
