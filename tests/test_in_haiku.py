@@ -28,10 +28,16 @@ ROOTS = {
   'MLP': 'mlp',
   'haiku inside': 'haiku_inside',
 }
+# Each use with one of its models in turn; `--long` has the others.
 CASES = [
-  pytest.param(row, name, id=f'{use}-{name}')
-  for use, row in table.ROWS.items()
-  for name in row.models
+  pytest.param(
+    row,
+    name,
+    id=f'{use}-{name}',
+    marks=[pytest.mark.long] * ((i + j) % len(row.models) != 0),
+  )
+  for i, (use, row) in enumerate(table.ROWS.items())
+  for j, name in enumerate(row.models)
 ]
 each_case = pytest.mark.parametrize('row, name', CASES)
 
