@@ -97,6 +97,10 @@ def assert_agree(optimizer, formula, rtol, atol):
         )
 
 
+# What is not compiled takes long: these stand for the others.
+NOT_COMPILED = ('GradientDescent', 'Adam')
+
+
 @pytest.mark.parametrize(
   'name, jit',
   [
@@ -104,7 +108,7 @@ def assert_agree(optimizer, formula, rtol, atol):
       name,
       jit,
       id=f'{name}-{"jit" if jit else "eager"}',
-      marks=() if jit or ',' not in name else pytest.mark.long,
+      marks=() if jit or name in NOT_COMPILED else pytest.mark.long,
     )
     for name in ROWS
     for jit in (False, True)
