@@ -181,9 +181,8 @@ def hint_at_conversion(tree: Any) -> str | None:
     tree: collections by name, or what was given in their place.
   """
   bundles = tree.get('params', tree)
-  if not any(
-    _bundles.is_level(bundle)
-    and ('/' in str(path) or not _names.LAYER_KEYS.isdisjoint(bundle))
+  if not all(map(_is_bundle, bundles.values())) or not any(
+    '/' in str(path) or not _names.LAYER_KEYS.isdisjoint(bundle)
     for path, bundle in bundles.items()
   ):
     return None
@@ -192,6 +191,13 @@ def hint_at_conversion(tree: Any) -> str | None:
     ' If modules like these made them inside of hk.transform, pass'
     ' `interop.from_haiku(params, state, root)`; if layers of Haiku did, convert'
     ' them by `interop.weights_from_haiku`.'
+  )
+
+
+def _is_bundle(level: Any) -> bool:
+  """Returns whether values may be those of one of Haiku's modules: no levels."""
+  return _bundles.is_level(level) and not any(
+    map(_bundles.is_level, level.values())
   )
 
 

@@ -170,7 +170,9 @@ class Module(ModuleBase, HaikuModule, metaclass=ModuleMeta):  # type: ignore
     cls._compact_name_scope_methods = tuple(
       name
       for name in sorted(set().union(*map(vars, above)))
-      if hasattr(getattr(cls, name, None), 'compact_name_scope')
+      # A library that is an attribute has a function of this name.
+      if callable(method := getattr(cls, name, None))
+      and hasattr(method, 'compact_name_scope')
     )
     cls._state = UNINITIALIZED
     cls.scope = None

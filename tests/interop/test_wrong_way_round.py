@@ -41,6 +41,8 @@ def test_apply_points_at_the_conversion(name):
 OTHERS = {
   'other names': {'params': {'dense': {'kernel': X}}},
   'another collection': {'cache': {'dense': {'kernel': X}}},
+  'a module of such a name': {'params': {'dense': {'b': {'kernel': X}}}},
+  'variables of such names': {'stats': {'w': X, 'norm': {'mean': X}}},
   'nothing': {},
 }
 

@@ -153,6 +153,19 @@ def share_scope_keys(nn, flax):
 
 
 @programs
+def a_library_that_has_a_function_of_that_name(nn, flax):
+  class Base(nn.Module):
+    library = nn
+
+  class Net(Base):
+    @nn.compact
+    def __call__(self, x):
+      return self.library.Dense(2)(x)
+
+  return Net().init_with_output(KEY, X)
+
+
+@programs
 def compact_name_scopes(nn, flax):
   class Foo(nn.Module):
     @nn.compact_name_scope
