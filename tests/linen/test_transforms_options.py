@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from layers_compare import assert_same_operations
+from left_out import all_but
 from module_compare import KEY
 
 X = jnp.arange(6.0).reshape(2, 3) / 5
@@ -37,6 +38,8 @@ FILTERS = {
   'DenyList of str': lambda p: p.DenyList('other'),
   'DenyList of a tuple': lambda p: p.DenyList(('other', 'another')),
 }
+# What cannot be a key of a dict, or not in order, says most.
+UNORDERED = ('list', 'set', 'DenyList of str')
 
 
 def f(m, x):
@@ -163,7 +166,7 @@ def computed(name, call, kind):
   return Top().apply(variables, X, rngs={'params': KEY})
 
 
-@pytest.mark.parametrize('kind', FILTERS)
+@pytest.mark.parametrize('kind', all_but(UNORDERED, FILTERS))
 @pytest.mark.parametrize('call', CALLS)
 def test_options_pass_as_they_are(call, kind):
   got, wanted = (

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optimizer_table
 import pytest
+from left_out import all_but
 
 from haiku_state import optim
 
@@ -110,7 +111,10 @@ def difference(definition, transformation, part):
   )
 
 
-@pytest.mark.parametrize('name', ROWS)
+CLASSES = [name for name in ROWS if ',' not in name]
+
+
+@pytest.mark.parametrize('name', all_but(CLASSES, ROWS))
 def test_agreement(name):
   definition, transformation, agreement, *part = ROWS[name]
   part = part[0] if part else lambda tree: tree
