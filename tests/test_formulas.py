@@ -8,6 +8,8 @@ from formulas import formulas
 
 X = np.arange(6.0, dtype=np.float32).reshape(2, 3)
 KEY = jax.random.key(0)
+ONES = np.ones(3, np.float32)
+ON_DEVICE = jnp.asarray(ONES)
 MANY = np.arange(2e4, dtype=np.float32)
 
 
@@ -31,7 +33,7 @@ twice.defjvps(lambda dx, y, x: 2 * dx)
     (jnp.tanh, jax.jit(jnp.tanh)),
     (lambda x: 2 * x, twice),
     (lambda x: jnp.zeros(4).reshape(2, 2), lambda x: jnp.zeros((2, 2))),
-    (lambda x: x + np.ones(3), lambda x: x + jnp.asarray(np.ones(3))),
+    (lambda x: x + ONES, lambda x: x + ON_DEVICE),
     (
       scanned(lambda c, x: (c + x, None)),
       scanned(lambda c, x: (c + x, jnp.sin(c))[:1] + (None,)),
