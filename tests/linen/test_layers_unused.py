@@ -13,7 +13,7 @@ import pytest
 import test_layers
 from layers_compare import as_dict, assert_close, assert_same_leaves
 from left_out import all_but
-from test_layers import forward, gradient, initialized
+from test_layers import forward, gradient, initialized, initializer
 
 import haiku_state.linen as nn
 
@@ -44,7 +44,8 @@ def flax_nn():
 def test_variables_outputs_and_programs_are_those_of_flax(row, flax_nn):
   results, texts = [], []
   for namespace in (nn, flax_nn):
-    layer, variables = initialized(row, namespace)
+    layer = row.make(namespace)
+    variables = initializer(layer, row)(row.keys(), *row.args())
     variables = as_dict(variables)
     leaves, tree = jax.tree.flatten((variables, *row.args()))
     for make in (forward, gradient):
@@ -62,7 +63,7 @@ def test_variables_outputs_and_programs_are_those_of_flax(row, flax_nn):
 
 @over_rows
 def test_no_key_is_traced(row):
-  layer, variables = initialized(row, nn)
+  layer, variables = initialized(row)
   traced = str(jax.make_jaxpr(forward(layer, row))(variables, *row.args()))
   # Each `RNN` makes one, because a cell of the user's may look at it.
   directions = row.name.startswith('rnn') + 2 * (row.name == 'bidirectional')
@@ -78,7 +79,7 @@ def test_jit_agrees_and_traces_once(row):
 @pytest.mark.long
 @over_rows
 def test_vmap_agrees(row):
-  layer, variables = initialized(row, nn)
+  layer, variables = initialized(row)
   args = row.args()
   stacked = jax.tree.map(lambda x: jnp.stack([x]), args)
   mapped = jax.jit(test_layers.mapped(layer, row))(variables, *stacked)
