@@ -930,6 +930,32 @@ def test_init_finds_a_tree_that_another_module_has_made_there():
   assert seen == [[{'a': n, 'b': {'c': n}} for n in (1, 2, 3)]]
 
 
+class InHaikus(hk.Module):
+  """Has a module of ours that counts, in one of Haiku's."""
+
+  def __call__(self):
+    return Tree(name='tree')()
+
+
+class Looks(nn.Module):
+  """Asks for what lies below a module of Haiku's."""
+
+  @nn.compact
+  def __call__(self):
+    InHaikus(name='inside')()
+    return self.get_variable('counts', 'inside')
+
+
+@pytest.mark.parametrize('initializing', [True, False])
+def test_state_of_ours_in_haikus_in_ours_is_found(initializing):
+  seen = []
+  f = hk.transform_with_state(lambda: seen.append(as_dict(Looks()())))
+  _, state = f.init(None)
+  if not initializing:
+    f.apply({}, state, None)
+  assert seen[-1] == {'tree': {'n': {'a': 1, 'b': {'c': 1}}}}
+
+
 class Numbers(nn.Module):
   """Has many numbers that it sets."""
 

@@ -64,22 +64,32 @@ class InHaiku:
     return name in self.level(place, col)
 
   def has_or_will(self, place: Place, col: str, name: str) -> bool:
-    return self.get(place, col, name, NOTHING) is not NOTHING
+    if col != 'params':
+      if self._state(place, col, name) is not NOTHING:
+        return True
+      if not self._may_be_tree(place, col, name):
+        return False
+    return name in self.level(place, col)
 
   def get(self, place: Place, col: str, name: str, default: Any = None) -> Any:
-    if col != 'params':
-      try:
-        key = _names.state_key(col, name)
-        return _frame.find_state(place.path, key)
-      except _frame.Missing:
-        if not self._may_be_level(place, col, name):
-          return default
-    return self.level(place, col).get(name, default)
+    found = NOTHING if col == 'params' else self._state(place, col, name)
+    # If there is no such value, it may be a level.
+    return (
+      self.level(place, col).get(name, default) if found is NOTHING else found
+    )
 
-  def _may_be_level(self, place: Place, col: str, name: str) -> bool:
-    """Returns whether state may be a dict, which takes a look at all state.
+  def _state(self, place: Place, col: str, name: str) -> Any:
+    """Returns a value of state that is no level, `NOTHING` if there is none."""
+    try:
+      return _frame.find_state(place.path, _names.state_key(col, name))
+    except _frame.Missing:
+      return NOTHING
 
-    In `init` modules of ours have made it, or Haiku's in a collection of theirs.
+  def _may_be_tree(self, place: Place, col: str, name: str) -> bool:
+    """Returns whether a variable may be a tree, which takes a look at all state.
+
+    In `init` a module of ours has made it, or one of Haiku's in a collection of
+    theirs.
     """
     if col == _names.HAIKU_COLLECTION or not _frame.is_initializing():
       return True
